@@ -1,0 +1,1 @@
+"""What SSD needs around its network: anchors, matching, loss."""

@@ -1,0 +1,1 @@
+"""Networks of the zoo, composed of `memvid_tf.layers`."""
