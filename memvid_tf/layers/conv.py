@@ -94,7 +94,9 @@ class Conv(tf_keras.layers.Layer):
             self.mean = self.add_weight("mean", initializer="zeros", **moving)
             self.variance = self.add_weight("variance", initializer="ones", **moving)
         if self.kernel_quantizer is not None:
-            self.kernel_ranges = self.kernel_quantizer.build(shape, "kernel", self)
+            self.kernel_ranges = self.kernel_quantizer.build(
+                self._quantized_shape(shape), "kernel", self
+            )
         super().build(input_shape)
 
     def _kernel_initializer(self):
@@ -102,6 +104,10 @@ class Conv(tf_keras.layers.Layer):
 
     def _convolve(self, x, kernel):
         return tf.nn.conv2d(x, kernel, self.strides, "SAME")
+
+    def _quantized_shape(self, shape):
+        """Shape in which the quantizer sees the kernel, with the output channels last."""
+        return shape
 
     def _quantize_kernel(self, kernel, training):
         return self.kernel_quantizer(kernel, training, self.kernel_ranges)
@@ -182,9 +188,12 @@ class DepthwiseConv(Conv):
     def _convolve(self, x, kernel):
         return tf.nn.depthwise_conv2d(x, kernel, [1, self.strides, self.strides, 1], "SAME")
 
+    def _quantized_shape(self, shape):
+        return (shape[0], shape[1], 1, shape[2])  # of rank 4, as quantizers of tfmot demand
+
     def _quantize_kernel(self, kernel, training):
-        flat = tf.reshape(kernel, kernel.shape[:3])  # the quantizer wants the channel axis last
-        return tf.reshape(super()._quantize_kernel(flat, training), kernel.shape)
+        seen = tf.reshape(kernel, self._quantized_shape(kernel.shape))
+        return tf.reshape(super()._quantize_kernel(seen, training), kernel.shape)
 
     def _scale_kernel(self, kernel, scale):
         return kernel * scale[:, tf.newaxis]

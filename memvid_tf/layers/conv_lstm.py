@@ -49,8 +49,8 @@ def check_extractor(extractor: str) -> str:
     return extractor
 
 
-class GroupedCell(tf_keras.layers.Layer):
-    """What both forms share: the gates, the state update and the skip connection.
+class GatedCell(tf_keras.layers.Layer):
+    """What convolutional LSTMs share: the gates and the state update.
 
     The gates' `Sep_g` over all groups is one depthwise convolution over all channels and one
     grouped pointwise convolution for each gate, which is the paper's equation exactly.
@@ -81,6 +81,32 @@ class GroupedCell(tf_keras.layers.Layer):
         """Zeros: [batch, height, width, channels] twice."""
         zeros = tf.zeros([batch, height, width, self.channels])
         return State(zeros, zeros)
+
+    def update(self, b, c, training=False) -> State:
+        """The gates and the next state.
+
+        Args:
+          b: [B, H, W, C] float32, what the gates read.
+          c: [B, H, W, channels] float32, the cell before the step.
+          training: whether observers are updated.
+        """
+        d = self.gate_depthwise(b, training=training)
+
+        def sigmoid(gate):
+            return self.sigmoid_range(tf.sigmoid(gate(d, training=training)), training=training)
+
+        def in_state_range(x):
+            return self.state_range(x, training=training)
+
+        kept = in_state_range(sigmoid(self.gate_f) * c)
+        added = in_state_range(sigmoid(self.gate_i) * self.gate_j(d, training=training))
+        next_c = in_state_range(tf.nn.relu6(kept + added))
+        next_h = in_state_range(sigmoid(self.gate_o) * next_c)
+        return State(next_c, next_h)
+
+
+class GroupedCell(GatedCell):
+    """What both forms share: the step, with its skip connection. Arguments as `GatedCell`."""
 
     def adapt(self, features, extractor: str, training=False):
         """The part of the bottleneck that belongs to an extractor.
@@ -116,19 +142,8 @@ class GroupedCell(tf_keras.layers.Layer):
         c = self.state_range(state.c, training=training)
         h = self.state_range(state.h, training=training)
         b = self.bottleneck(features, h, extractor, training=training)
-        d = self.gate_depthwise(b, training=training)
-
-        def sigmoid(gate):
-            return self.sigmoid_range(tf.sigmoid(gate(d, training=training)), training=training)
-
-        def in_state_range(x):
-            return self.state_range(x, training=training)
-
-        kept = in_state_range(sigmoid(self.gate_f) * c)
-        added = in_state_range(sigmoid(self.gate_i) * self.gate_j(d, training=training))
-        next_c = in_state_range(tf.nn.relu6(kept + added))
-        next_h = in_state_range(sigmoid(self.gate_o) * next_c)
-        return tf.concat([next_h, b], -1), State(next_c, next_h)
+        state = self.update(b, c, training=training)
+        return tf.concat([state.h, b], -1), state
 
 
 class PaperCell(GroupedCell):
@@ -188,8 +203,9 @@ class FactoredCell(GroupedCell):
         return self.projections[check_extractor(extractor)](features, training=training)
 
     def bottleneck(self, features, h, extractor, training=False):
-        # Entering the memory graph, the tensor carries the range it left the extractor's with.
-        x = self.features_range(features)
+        # Entering the memory graph, the tensor carries the range it left the extractor's with. By
+        # default Keras would hand down the caller's `training`, and observe it a second time.
+        x = self.features_range(features, training=False)
         return self.add(x, self.h_projection(h, training=training), training=training)
 
 

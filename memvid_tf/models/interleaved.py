@@ -76,7 +76,8 @@ class InterleavedConfig(hyperparams.Config):
 QUANTIZATIONS = {"none": None, "int8": Scheme()}
 
 
-def _chosen(field: str, value: str, table: dict):
+def chosen(field: str, value: str, table: dict):
+    """The entry of a table that a configuration field names, or ValueError with the keys."""
     if value not in table:
         raise ValueError(f"{field}: {value!r} is not one of {sorted(table)}")
     return table[value]
@@ -93,9 +94,9 @@ class InterleavedDetector(tf_keras.Model):
         """Raises ValueError where the configuration contradicts itself."""
         super().__init__(**kwargs)
         self.config = config
-        scheme = _chosen("model.quantization", config.quantization, QUANTIZATIONS)
-        cell = _chosen("model.cell", config.cell, CELLS)
-        stages = _chosen("model.backbone", config.backbone, BACKBONES)
+        scheme = chosen("model.quantization", config.quantization, QUANTIZATIONS)
+        cell = chosen("model.cell", config.cell, CELLS)
+        stages = chosen("model.backbone", config.backbone, BACKBONES)
         self.norm = BatchNorm(config.norm_momentum)
         # Both extractors quantize their frame with the range of the image, which is fixed.
         self.image_range = quantize(scheme, "image", name="image_range")

@@ -7,6 +7,7 @@ none of them.
 
 from collections.abc import Sequence
 
+import numpy as np
 import tensorflow as tf
 import tf_keras
 
@@ -47,17 +48,30 @@ class ExtraMap(tf_keras.layers.Layer):
 class Predictor(tf_keras.layers.Layer):
     """Separable 3×3 convolution to `outputs` numbers an anchor, quantized by `output`.
 
-    Box encodings and class logits each have their own predictor, and so never share a range.
+    Box encodings and class logits each have their own predictor, and so never share a range. A
+    predictor that serves one map alone may have BN (`norm`) after its depthwise convolution.
     """
 
-    def __init__(self, anchors: int, outputs: int, scheme: Scheme | None, output, **kwargs):
+    def __init__(
+        self,
+        anchors: int,
+        outputs: int,
+        scheme: Scheme | None,
+        output,
+        bias="zeros",
+        norm: BatchNorm | None = None,
+        **kwargs,
+    ):
         super().__init__(**kwargs)
         self.outputs = outputs
-        self.depthwise = DepthwiseConv(3, activation="relu6", scheme=scheme, name="depthwise")
+        self.depthwise = DepthwiseConv(
+            3, activation="relu6", norm=norm, scheme=scheme, name="depthwise"
+        )
         self.pointwise = Conv(
             anchors * outputs,
             scheme=scheme,
             output=output,
+            bias_initializer=bias,
             name="pointwise",
         )
 
@@ -67,6 +81,20 @@ class Predictor(tf_keras.layers.Layer):
         batch = -1 if x.shape[0] is None else x.shape[0]
         anchors = y.shape[1] * y.shape[2] * y.shape[3] // self.outputs
         return tf.reshape(y, [batch, anchors, self.outputs])
+
+
+def background_prior(num_classes: int, object_probability: float = 0.01):
+    """Initial biases of class logits: nearly everything is background (Lin et al. 2017, 3.3).
+
+    Without it the first steps are spent on telling hundreds of anchors that they hold nothing.
+    """
+    bias = np.zeros(1 + num_classes, np.float32)
+    bias[0] = np.log(num_classes * (1 - object_probability) / object_probability)
+
+    def initializer(shape, dtype=None, **_):
+        return tf.constant(np.tile(bias, shape[0] // len(bias)), dtype or tf.float32)
+
+    return initializer
 
 
 class SSDLite(tf_keras.layers.Layer):
@@ -104,8 +132,35 @@ class SSDLite(tf_keras.layers.Layer):
             str(n): Predictor(n, 4, scheme, box_range, name=f"boxes_{n}") for n in set(anchors)
         }
         self.class_predictors = {
-            str(n): Predictor(n, 1 + num_classes, scheme, class_range, name=f"classes_{n}")
+            str(n): Predictor(
+                n,
+                1 + num_classes,
+                scheme,
+                class_range,
+                bias=background_prior(num_classes),
+                name=f"classes_{n}",
+            )
             for n in set(anchors)
+        }
+
+    def feature_maps(self, x, training=False):
+        """The maps that are predicted from, largest first: a list of [B, h, w, depth] float32."""
+        maps = [self.project(x, training=training)]
+        for extra in self.extras:
+            maps.append(extra(maps[-1], training=training))
+        return maps
+
+    def predict(self, maps, training=False):
+        """Predictions from what `feature_maps` returned; see `call`."""
+
+        def concatenated(predictors):
+            return tf.concat(
+                [predictors[str(n)](m, training=training) for n, m in zip(self.anchors, maps)], 1
+            )
+
+        return {
+            "box_encodings": concatenated(self.box_predictors),
+            "class_logits": concatenated(self.class_predictors),
         }
 
     def call(self, x, training=False):
@@ -115,16 +170,4 @@ class SSDLite(tf_keras.layers.Layer):
           {"box_encodings": [B, A, 4], "class_logits": [B, A, 1 + num_classes]} float32, column 0
           of the logits is the background.
         """
-        maps = [self.project(x, training=training)]
-        for extra in self.extras:
-            maps.append(extra(maps[-1], training=training))
-
-        def predict(predictors):
-            return tf.concat(
-                [predictors[str(n)](m, training=training) for n, m in zip(self.anchors, maps)], 1
-            )
-
-        return {
-            "box_encodings": predict(self.box_predictors),
-            "class_logits": predict(self.class_predictors),
-        }
+        return self.predict(self.feature_maps(x, training=training), training=training)

@@ -1,0 +1,75 @@
+r"""Writes the bundle of a trained network and proves that it computes the same.
+
+  python -m export --model_dir=runs/tiny_qat --output_dir=bundles/tiny
+
+The configuration is the one beside the checkpoint. The bundle holds f0, f1, memory and
+post-processing as `.tflite`, the manifest that describes them, and a report of the verification.
+"""
+
+from absl import flags, logging
+
+from memvid_tf import errors
+
+FLAGS = flags.FLAGS
+flags.DEFINE_string("model_dir", None, "Folder of a training. Example: --model_dir=runs/tiny_qat")
+flags.DEFINE_string(
+    "checkpoint", "", "Checkpoint in --model_dir; the newest by default. Example: ckpt-800"
+)
+flags.DEFINE_string("output_dir", None, "Folder of the bundle. Example: --output_dir=bundles/tiny")
+flags.DEFINE_enum(
+    "precision",
+    "int8",
+    ["int8", "float32"],
+    "int8 needs a checkpoint of quantization-aware training.",
+)
+flags.DEFINE_integer("tau", 9, "Interleave ratio that the manifest recommends. Example: --tau=9", 0)
+flags.DEFINE_float(
+    "score_threshold", 0.3, "Least score of a detection. Example: --score_threshold=0.3", 0.0, 1.0
+)
+flags.DEFINE_float(
+    "iou_threshold", 0.5, "IoU of non-maximum suppression. Example: --iou_threshold=0.5", 0.0, 1.0
+)
+flags.DEFINE_integer("max_detections", 20, "Most detections of a frame. Example: 20", 1)
+flags.DEFINE_bool("verify", True, "Whether to compare the bundle with the checkpoint on clips.")
+flags.DEFINE_string(
+    "input_path", "", "Data set of the verification; the training's by default. Example: data/test"
+)
+
+
+def main(argv):
+    if len(argv) > 1:
+        raise errors.UserError(f"unexpected argument {argv[1]!r}; every option is a --flag")
+    for name in ("model_dir", "output_dir"):
+        if not FLAGS[name].value:
+            raise errors.UserError(f"--{name} is missing; see --help")
+    logging.set_verbosity(logging.WARNING)
+    from export import bundle, verify
+    from memvid_tf.runtime.bundle import Bundle
+    from memvid_tf.runtime.manifest import PostSpec
+    from memvid_tf.tasks import trained
+
+    quantization = "none" if FLAGS.precision == "float32" else ""
+    found = trained.load(FLAGS.model_dir, FLAGS.checkpoint, quantization)
+    if FLAGS.precision == "int8" and found.params.task.model.quantization != "int8":
+        raise errors.UserError(
+            f"--precision=int8, but {FLAGS.model_dir} was trained without quantization; run "
+            "quantization-aware training first (configs/interleaved_tiny_qat.yaml) or export with "
+            "--precision=float32"
+        )
+    data = found.params.task.validation_data
+    if FLAGS.input_path:
+        data = data.replace(input_path=FLAGS.input_path)
+    options = bundle.Options(
+        precision=FLAGS.precision,
+        tau=FLAGS.tau,
+        post=PostSpec(FLAGS.score_threshold, FLAGS.iou_threshold, FLAGS.max_detections),
+    )
+    bundle.write(found, options, FLAGS.output_dir)
+    written = Bundle.load(FLAGS.output_dir)
+    print(f"written: {FLAGS.output_dir}")
+    if FLAGS.verify:
+        print(verify.write_report(FLAGS.output_dir, verify.verify(found, written, data)))
+
+
+if __name__ == "__main__":
+    errors.run(main)

@@ -1,0 +1,244 @@
+"""From a trained network to a bundle: graphs, gate, goldens and manifest, in one folder."""
+
+import dataclasses
+import os
+
+import numpy as np
+
+from export import convert, gate, graphs, post
+from memvid_tf import files, provenance
+from memvid_tf.detection.matching import CODER_WEIGHTS
+from memvid_tf.models.interleaved import InterleavedDetector
+from memvid_tf.runtime import manifest as schema
+from memvid_tf.runtime.bundle import MANIFEST, file_entry
+from memvid_tf.runtime.interpreter import Graph
+from memvid_tf.tasks.trained import Trained
+
+LABELS = "labels.txt"
+GOLDEN_FOLDER = "golden"
+GOLDEN_SEED = 1903  # any fixed number: goldens must not change from one export to the next
+
+HEADS = ("box_encodings", "class_logits")
+POST_EDGES = tuple((f"memory/step/{name}", f"post/{graphs.SERVING}/{name}") for name in HEADS)
+EDGES = graphs.EDGES + POST_EDGES
+CALLS = {
+    "f0": (f"f0/{graphs.SERVING}", "memory/step"),
+    "f1": (f"f1/{graphs.SERVING}", "memory/step"),
+    "update": (f"f0/{graphs.SERVING}", "memory/update"),
+    "post": (f"post/{graphs.SERVING}",),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What an export decides that the training did not.
+
+    Attributes:
+      precision: "int8" or "float32".
+      tau: interleave ratio that the manifest recommends (9 in LFS 4).
+      post: thresholds compiled into the post-processing graph.
+    """
+
+    precision: str = "int8"
+    tau: int = 9
+    post: schema.PostSpec = schema.PostSpec(
+        score_threshold=0.3, iou_threshold=0.5, max_detections=20
+    )
+
+
+def convert_graphs(model: InterleavedDetector, options: Options) -> dict[str, bytes]:
+    """The flatbuffers of a network, past the gate.
+
+    Args:
+      model: a network with simulated quantization for "int8", without for "float32".
+      options: of the export.
+
+    Returns:
+      The bytes of f0, f1, memory and post.
+
+    Raises:
+      GateError: if a graph is not one that an accelerator runs whole; names the tensors.
+    """
+    flatbuffers = {
+        name: convert.convert(graph.module, graph.signatures, precision=options.precision)
+        for name, graph in graphs.interleaved(model).items()
+    }
+    heads = gate.tensor_info(flatbuffers["memory"], "step").outputs
+    quantization = {name: None for name in HEADS}
+    if options.precision == "int8":
+        quantization = {name: (heads[name].scale, heads[name].zero_point) for name in HEADS}
+    flatbuffers["post"] = post.post_graph(
+        model.anchors,
+        num_classes=model.config.num_classes,
+        box_coder=dict(zip(("y", "x", "height", "width"), CODER_WEIGHTS)),
+        score_threshold=options.post.score_threshold,
+        iou_threshold=options.post.iou_threshold,
+        max_detections=options.post.max_detections,
+        box_quantization=quantization["box_encodings"],
+        logit_quantization=quantization["class_logits"],
+    )
+    gate.check(
+        flatbuffers,
+        EDGES + graphs.STATE_EDGES,
+        precision=options.precision,
+        post_processing=("post",),
+    )
+    return flatbuffers
+
+
+def write(trained: Trained, options: Options, output_dir: str) -> None:
+    """Writes a bundle, whole or not at all.
+
+    Args:
+      trained: the network, its configuration and its checkpoint.
+      options: of the export.
+      output_dir: the bundle's folder, whose name becomes the bundle's; an older one is replaced.
+
+    Raises:
+      GateError: see `convert_graphs`.
+    """
+    flatbuffers = convert_graphs(trained.model, options)
+    with files.atomic_folder(output_dir) as folder:
+        for graph, flatbuffer in flatbuffers.items():
+            with open(os.path.join(folder, f"{graph}.tflite"), "wb") as file:
+                file.write(flatbuffer)
+        files.write_text(
+            os.path.join(folder, LABELS), "".join(f"{x}\n" for x in trained.params.task.labels)
+        )
+        name = os.path.basename(os.path.abspath(output_dir))
+        manifest = _manifest(trained, options, flatbuffers, name)
+        goldens = _write_goldens(folder, manifest)
+        written = sorted(
+            os.path.relpath(os.path.join(parent, file), folder)
+            for parent, _, names in os.walk(folder)
+            for file in names
+        )
+        manifest = dataclasses.replace(
+            manifest,
+            golden=goldens,
+            files={file: file_entry(os.path.join(folder, file)) for file in written},
+        )
+        files.write_text(os.path.join(folder, MANIFEST), manifest.to_json())
+
+
+def _manifest(trained, options, flatbuffers, name) -> schema.Manifest:
+    """The manifest of a bundle, without its files and goldens."""
+    model = trained.model
+    specs = {graph: _graph_spec(graph, data) for graph, data in flatbuffers.items()}
+    step = specs["memory"].signatures["step"]
+    return schema.Manifest(
+        schema_version=schema.SCHEMA_VERSION,
+        system="interleaved",
+        name=name,
+        precision=options.precision,
+        created=provenance.now(),
+        code_version=provenance.code_version(),
+        checkpoint=schema.Checkpoint(os.path.basename(trained.checkpoint), trained.step),
+        config=trained.params.as_dict(),
+        labels=LABELS,
+        files={},
+        image=schema.ImageSpec(
+            sizes={extractor: model.frame_size(extractor) for extractor in ("f0", "f1")},
+            f1_from_f0=schema.F1_FROM_F0,
+        ),
+        graphs=specs,
+        state=tuple(_state_spec(name, output, step) for name, output in graphs.STATE),
+        edges=EDGES + graphs.STATE_EDGES,
+        calls=CALLS,
+        golden=(),
+        updates_state={"f0": True, "f1": False},
+        anchors=tuple(tuple(float(x) for x in anchor) for anchor in model.anchors),
+        box_coder=schema.BoxCoder(*CODER_WEIGHTS),
+        post=options.post,
+        tau=options.tau,
+    )
+
+
+def _graph_spec(name: str, flatbuffer: bytes) -> schema.GraphSpec:
+    def specs(tensors):
+        return {
+            key: schema.TensorSpec(tuple(t.shape), t.dtype, t.scale, t.zero_point)
+            for key, t in tensors.items()
+        }
+
+    names = ("step", "update") if name == "memory" else (graphs.SERVING,)
+    infos = {signature: gate.tensor_info(flatbuffer, signature) for signature in names}
+    signatures = {
+        signature: schema.SignatureSpec(specs(info.inputs), specs(info.outputs))
+        for signature, info in infos.items()
+    }
+    # The first signature does all that a frame needs; post-processing has no kernels to count.
+    cost = None if name == "post" else gate.count(flatbuffer, names[0])
+    return schema.GraphSpec(
+        file=f"{name}.tflite",
+        signatures=signatures,
+        multiply_adds=cost and cost.multiply_adds,
+        parameters=cost and cost.parameters,
+    )
+
+
+def _state_spec(name: str, output: str, step: schema.SignatureSpec) -> schema.StateSpec:
+    """The memory starts empty: zeros, which int8 stores as the zero point."""
+    tensor = step.inputs[name]
+    initial = 0.0 if tensor.zero_point is None else tensor.zero_point
+    return schema.StateSpec(name, name, output, tensor.shape, tensor.dtype, initial)
+
+
+def _write_goldens(folder: str, manifest: schema.Manifest) -> tuple[schema.Golden, ...]:
+    """Runs a random frame through every call and records what went in and came out.
+
+    The memory has seen f0's features when its calls are recorded on f1's, so that none of its
+    inputs is constant.
+    """
+    rng = np.random.default_rng(GOLDEN_SEED)
+    recorder = _Recorder(folder, manifest)
+    state = {s.input: np.full(s.shape, s.initial, s.dtype) for s in manifest.state}
+    features = {}
+    for extractor in ("f0", "f1"):
+        call = CALLS[extractor][0]
+        image = _random_image(rng, manifest.tensor(f"{call}/image", "inputs"))
+        features[extractor] = recorder.record(call, {"image": image})
+    seen = recorder.run("memory/step", {**features["f0"], **state})
+    state = {s.input: seen[s.output] for s in manifest.state}
+    recorder.record("memory/update", {**features["f1"], **state})
+    outputs = recorder.record("memory/step", {**features["f1"], **state})
+    recorder.record(CALLS["post"][0], {name: outputs[name] for name in HEADS})
+    return tuple(recorder.goldens)
+
+
+class _Recorder:
+    """Runs calls of the graphs in a folder and writes their tensors there.
+
+    Attributes:
+      goldens: what was recorded.
+    """
+
+    def __init__(self, folder: str, manifest: schema.Manifest):
+        self._folder, self._manifest = folder, manifest
+        self.goldens = []
+
+    def run(self, call: str, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        graph, signature = call.split("/")
+        path = os.path.join(self._folder, self._manifest.graphs[graph].file)
+        return Graph(path, signature).run(inputs)
+
+    def record(self, call: str, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        outputs = self.run(call, inputs)
+        golden = schema.Golden(*call.split("/"), self._write(call, inputs), self._write(call, outputs))
+        self.goldens.append(golden)
+        return outputs
+
+    def _write(self, call: str, tensors: dict[str, np.ndarray]) -> dict[str, str]:
+        os.makedirs(os.path.join(self._folder, GOLDEN_FOLDER), exist_ok=True)
+        names = {}
+        for name, tensor in tensors.items():
+            names[name] = f"{GOLDEN_FOLDER}/{call.replace('/', '.')}.{name}.bin"
+            tensor.astype(tensor.dtype.newbyteorder("<")).tofile(
+                os.path.join(self._folder, names[name])
+            )
+        return names
+
+
+def _random_image(rng, spec: schema.TensorSpec) -> np.ndarray:
+    pixels = rng.integers(-128, 128, spec.shape)
+    return pixels.astype(np.int8) if spec.dtype == "int8" else (pixels / 128).astype(np.float32)

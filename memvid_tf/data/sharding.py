@@ -1,0 +1,268 @@
+"""Writing a data set: clips made by worker processes, sharded TFRecords, restartable, atomic.
+
+Everything is written into `<folder>.partial`, `dataset.json` last, and the folder is renamed when
+it is complete, so a data set that exists is whole. An interrupted run goes on with the shards it
+had finished, provided that the configuration is the same. The bytes do not depend on the number of
+workers: a clip is a function of its split and number, and clips are written in order.
+
+Workers only make clips; the parent alone loads TensorFlow, for the record format.
+"""
+
+import contextlib
+import dataclasses
+import fcntl
+import hashlib
+import json
+import math
+import multiprocessing
+import os
+import pathlib
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from concurrent import futures
+
+import cv2
+
+from memvid_tf.data import records
+
+# A shard is what a restart repeats at most: seconds of work.
+SHARD_CLIPS = 100
+# Clips handed to a worker at once.
+CHUNK_CLIPS = 4
+_PLAN_FILE = "plan.json"
+_LOCK_FILE = "lock"
+
+
+@dataclasses.dataclass(frozen=True)
+class SplitPlan:
+    """How many clips a split gets, and the frames of its longest clip."""
+
+    clips: int
+    clip_frames: int
+
+
+@dataclasses.dataclass(frozen=True)
+class DatasetPlan:
+    """A data set that is to be written.
+
+    Attributes:
+      name: of the data set's kind.
+      labels: class names; class id - 1 is the index.
+      image_size: (height, width) of the stored frames.
+      config: settings, JSON values only; two data sets with equal plans are the same.
+      seed: of the set, 0 where nothing is random.
+      splits: by name.
+      make_clip: `(split, index) -> ClipRecord`; a picklable pure function, because workers call it.
+    """
+
+    name: str
+    labels: list[str]
+    image_size: tuple[int, int]
+    config: dict
+    seed: int
+    splits: dict[str, SplitPlan]
+    make_clip: Callable[[str, int], records.ClipRecord]
+
+    def description(self) -> dict:
+        """What decides the contents, as JSON values."""
+        return {
+            "schema_version": records.SCHEMA_VERSION,
+            "name": self.name,
+            "labels": list(self.labels),
+            "image_size": list(self.image_size),
+            "config": self.config,
+            "seed": self.seed,
+            "splits": {name: dataclasses.asdict(split) for name, split in self.splits.items()},
+        }
+
+
+def write_dataset(
+    folder: str | pathlib.Path,
+    plan: DatasetPlan,
+    workers: int = 2,
+    advance: Callable[[int], None] | None = None,
+) -> tuple[records.DatasetInfo, bool]:
+    """Writes a data set, or finds the same one already there.
+
+    Args:
+      folder: of the data set; its parents are created.
+      plan: what to write.
+      workers: processes that make clips; 0 makes them in this process.
+      advance: called with the number of clips that have just been finished or found finished.
+
+    Returns:
+      The data set's description, and whether it was there already.
+
+    Raises:
+      DatasetError: when another data set, other files, or another configuration's unfinished run
+        are in the way, or another process is writing the same data set.
+    """
+    folder = pathlib.Path(folder)
+    advance = advance or (lambda clips: None)
+    if folder.exists():
+        info = _existing(folder, plan)
+        advance(sum(split.clips for split in plan.splits.values()))
+        return info, True
+    partial = folder.with_name(folder.name + ".partial")
+    partial.mkdir(parents=True, exist_ok=True)
+    with _lock(partial), _maker(plan.make_clip, workers) as make_clips:
+        _claim(partial, plan)
+        splits = {}
+        for split, split_plan in plan.splits.items():
+            splits[split] = _write_split(partial, plan, split, split_plan, make_clips, advance)
+        for path in sorted(partial.glob("*.tfrecord.json")):
+            path.unlink()
+        _write_json(partial / records.INFO_FILE, {**plan.description(), "splits": splits})
+        (partial / _PLAN_FILE).unlink()
+        (partial / _LOCK_FILE).unlink()
+        os.rename(partial, folder)
+    return records.read_info(folder), False
+
+
+def _existing(folder, plan):
+    """The data set in `folder`, when it is the planned one."""
+    if not folder.is_dir() or not (folder / records.INFO_FILE).is_file():
+        raise records.DatasetError(
+            f"{folder} exists and is no data set; choose another --output or remove it")
+    info = records.read_info(folder)
+    written = {
+        "schema_version": records.SCHEMA_VERSION,
+        "name": info.name,
+        "labels": list(info.labels),
+        "image_size": list(info.image_size),
+        "config": info.config,
+        "seed": info.seed,
+        "splits": {name: {"clips": split.clips, "clip_frames": split.clip_frames}
+                   for name, split in info.splits.items()},
+    }
+    _compare(folder, "holds another data set", written, plan)
+    for split in plan.splits:
+        info.shard_paths(split)
+    return info
+
+
+def _compare(folder, what, written, plan):
+    wanted = json.loads(json.dumps(plan.description()))
+    changes = [f"{name} is {a!r}, asked for {b!r}" for name, a, b in _differences(written, wanted)]
+    if changes:
+        raise records.DatasetError(
+            f"{folder} {what}: {'; '.join(changes[:4])}; choose another --output or remove it")
+
+
+def _differences(a, b, name=""):
+    """Leaves in which two JSON values differ: (dotted name, value in a, value in b)."""
+    if isinstance(a, dict) and isinstance(b, dict):
+        for key in sorted(a.keys() | b.keys()):
+            yield from _differences(a.get(key), b.get(key), f"{name}.{key}" if name else key)
+    elif a != b:
+        yield name, a, b
+
+
+@contextlib.contextmanager
+def _lock(partial) -> Iterator[None]:
+    with open(partial / _LOCK_FILE, "w", encoding="utf-8") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise records.DatasetError(
+                f"another process is writing {partial}; wait for it or choose another --output"
+            ) from error
+        yield
+
+
+def _claim(partial, plan):
+    """Writes down what the unfinished folder is for, or checks that it is for the same."""
+    path = partial / _PLAN_FILE
+    if path.is_file():
+        try:
+            written = json.loads(path.read_text(encoding="utf-8"))
+        except json.JSONDecodeError as error:
+            raise records.DatasetError(f"{path} is not JSON; remove {partial}") from error
+        _compare(partial, "is an unfinished run of another configuration", written, plan)
+        return
+    strange = sorted(p.name for p in partial.iterdir() if p.name != _LOCK_FILE)
+    if strange:
+        raise records.DatasetError(
+            f"{partial} holds {', '.join(strange[:5])} but no {_PLAN_FILE}; remove it")
+    _write_json(path, plan.description())
+
+
+@contextlib.contextmanager
+def _maker(make_clip, workers):
+    """Yields `(split, indices) -> iterator of clips in order`."""
+    if workers == 0:
+        yield lambda split, indices: (make_clip(split, index) for index in indices)
+        return
+    # Spawned, not forked: the parent may hold TensorFlow's threads.
+    context = multiprocessing.get_context("spawn")
+    with futures.ProcessPoolExecutor(
+            workers, mp_context=context, initializer=_start_worker) as pool:
+        yield lambda split, indices: pool.map(
+            make_clip, [split] * len(indices), indices, chunksize=CHUNK_CLIPS)
+
+
+def _start_worker():
+    """Makes a worker use one core, leave Ctrl-C to the parent, and never outlive it."""
+    cv2.setNumThreads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    def follow_parent():
+        # A killed parent closes nothing that a worker waits for, so it is watched.
+        multiprocessing.parent_process().join()
+        os._exit(1)
+
+    threading.Thread(target=follow_parent, daemon=True).start()
+
+
+def _write_split(partial, plan, split, split_plan, make_clips, advance):
+    """Writes the shards of a split that are not there yet; returns its part of dataset.json."""
+    total = max(1, math.ceil(split_plan.clips / SHARD_CLIPS))
+    bounds = [split_plan.clips * i // total for i in range(total + 1)]
+    shards, counts = [], []
+    for number, (first, last) in enumerate(zip(bounds, bounds[1:])):
+        path = partial / f"{split}-{number:05d}-of-{total:05d}.tfrecord"
+        note = path.with_name(path.name + ".json")
+        if not (path.is_file() and note.is_file()):
+            clips = make_clips(split, range(first, last))
+            shard_counts = _write_shard(path, clips, len(plan.labels), advance)
+            # The note says that the shard is whole, so it comes last.
+            _write_json(note, {"clips": last - first, "bytes": path.stat().st_size,
+                               "sha256": _sha256(path), "counts": shard_counts})
+        else:
+            advance(last - first)
+        written = json.loads(note.read_text(encoding="utf-8"))
+        if path.stat().st_size != written["bytes"] or _sha256(path) != written["sha256"]:
+            raise records.DatasetError(f"{path} is damaged; remove it and start again")
+        shards.append({"file": path.name, "clips": written["clips"], "bytes": written["bytes"],
+                       "sha256": written["sha256"]})
+        counts.append(written["counts"])
+    merged = records.merge_counts(counts)
+    return {"clips": split_plan.clips, "frames": merged["frames"],
+            "clip_frames": split_plan.clip_frames, "shards": shards,
+            "statistics": records.statistics(merged, plan.labels)}
+
+
+def _write_shard(path, clips, num_classes, advance):
+    import tensorflow as tf
+
+    temporary = path.with_name(path.name + ".tmp")
+    counts = []
+    with tf.io.TFRecordWriter(str(temporary)) as writer:
+        for clip in clips:
+            writer.write(records.serialize(clip))
+            counts.append(records.count_clip(clip, num_classes))
+            advance(1)
+    os.replace(temporary, path)
+    return records.merge_counts(counts)
+
+
+def _sha256(path):
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _write_json(path, value):
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(json.dumps(value, indent=1, sort_keys=False) + "\n", encoding="utf-8")
+    os.replace(temporary, path)

@@ -1,0 +1,251 @@
+"""Detects objects in a video with an exported bundle.
+
+  python -m memvid_tf.detect --bundle=exported/tiny --video=clip.mp4 --output=boxes.mp4
+  python -m memvid_tf.detect --bundle=exported/tiny --video=frames/ --json=found.jsonl --mode=async
+  python -m memvid_tf.detect --bundle=exported/tiny --video=0 --max_frames=300 --tau=4
+
+Needs NumPy, OpenCV and LiteRT, not TensorFlow.
+"""
+
+import contextlib
+import dataclasses
+import itertools
+import json
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import cv2
+import numpy as np
+from absl import flags
+from tqdm import tqdm
+
+from memvid_tf import errors, files
+from memvid_tf.errors import UserError
+from memvid_tf.runtime import schedules
+from memvid_tf.runtime.annotate import annotate
+from memvid_tf.runtime.asynchronous import AsyncRunner, MemoryUpdater
+from memvid_tf.runtime.bundle import Bundle
+from memvid_tf.runtime.detector import InterleavedDetector
+from memvid_tf.runtime.runners import FrameResult, SyncRunner
+from memvid_tf.runtime.video import FrameSource, VideoWriter, open_source
+
+# For sources that do not say: a folder of frames, some cameras.
+_DEFAULT_FPS = 30.0
+
+_BUNDLE = flags.DEFINE_string(
+    "bundle", None, "Folder that the export wrote (it holds manifest.json).", required=True
+)
+_VIDEO = flags.DEFINE_string(
+    "video", None, "Video file, folder of images (natural order) or camera number such as 0.",
+    required=True,
+)  # fmt: skip
+_OUTPUT = flags.DEFINE_string("output", None, "Annotated video to write: .mp4 or .webm.")
+_JSON = flags.DEFINE_string(
+    "json", None, "JSON lines to write, one a frame: frame, time_s, extractor, memory_age_frames, "
+    "detections (label, score, box [ymin, xmin, ymax, xmax] normalised).",
+)  # fmt: skip
+_MODE = flags.DEFINE_enum(
+    "mode", "sync", ["sync", "async"],
+    "sync: one extractor a frame. async: f1 on every frame, f0 in a thread beside it.",
+)  # fmt: skip
+_TAU = flags.DEFINE_string(
+    "tau", None, "f1 frames after every f0 frame, such as 9; 'f0' or 'f1' for one extractor alone "
+    "(sync). Default: the bundle's.",
+)  # fmt: skip
+_SCORE_THRESHOLD = flags.DEFINE_float(
+    "score_threshold", None, "Smallest score shown. Default: the bundle's.", 0.0, 1.0
+)
+_MAX_FRAMES = flags.DEFINE_integer("max_frames", None, "Stop after this many frames.", 1)
+_THREADS = flags.DEFINE_integer("threads", 1, "Threads of one graph; async adds its worker.", 1, 64)
+_FPS = flags.DEFINE_float(
+    "fps", None, f"Frames a second of the source. Default: what it says, else {_DEFAULT_FPS:g}.",
+    1e-3, 1e4,
+)  # fmt: skip
+
+
+@dataclasses.dataclass
+class Summary:
+    """What a run did, kept while it runs."""
+
+    frames: int = 0
+    f0_frames: int = 0
+    detections: int = 0
+    effective_tau: float | None = None
+    frame_ms: list[float] = dataclasses.field(default_factory=list)
+
+    def add(self, result: FrameResult) -> None:
+        """Counts one more frame."""
+        self.frames += 1
+        self.f0_frames += result.extractor == "f0" or result.memory_update_ms is not None
+        self.detections += len(result.detections.scores)
+        self.effective_tau = result.effective_tau
+        self.frame_ms.append(result.timings.frame_ms)
+
+    def text(self, mode: str, seconds: float) -> str:
+        """Two lines for the user."""
+        tau = "not measured (fewer than two f0 frames)"
+        if self.effective_tau is not None:
+            tau = f"{self.effective_tau:.2f}"
+        return (
+            f"{self.frames} frames, {self.detections} detections; {mode}, effective tau {tau}, "
+            f"f0 on {self.f0_frames} frames\n"
+            f"{self.frames / seconds:.1f} frames/s with reading and writing; the network "
+            f"{statistics.median(self.frame_ms):.2f} ms a frame (median), "
+            f"{max(self.frame_ms):.2f} ms at most"
+        )
+
+
+def make_runner(
+    bundle: Bundle, mode: str, tau: str | None, score_threshold: float | None, threads: int
+) -> SyncRunner | AsyncRunner:
+    """The runner that the flags describe.
+
+    Raises:
+      UserError: a tau that is none, or that the mode cannot run.
+    """
+    schedule = schedules.parse(str(bundle.manifest.tau) if tau is None else tau)
+    detector = InterleavedDetector(bundle, threads, score_threshold)
+    if mode == "sync":
+        return SyncRunner(detector, schedule)
+    if schedule.tau is None:
+        raise UserError("--tau=f1 leaves f0 out; --mode=async wants a whole number such as 9")
+    return AsyncRunner(detector, schedule.tau, MemoryUpdater(bundle, threads))
+
+
+def json_line(result: FrameResult, fps: float, labels: tuple[str, ...]) -> dict:
+    """One line of --json."""
+    return {
+        "frame": result.index,
+        "time_s": round(result.index / fps, 6),
+        "extractor": result.extractor,
+        "memory_age_frames": result.memory_age_frames,
+        "detections": [
+            {
+                "label": labels[int(index)],
+                "score": round(float(score), 5),
+                "box": [round(float(edge), 5) for edge in box],
+            }
+            for box, score, index in zip(*result.detections)
+        ],
+    }
+
+
+@contextlib.contextmanager
+def open_outputs(
+    fps: float, labels: tuple[str, ...]
+) -> Iterator[Callable[[np.ndarray, FrameResult], None]]:
+    """Opens the files that the flags ask for.
+
+    They get their names when the block ends; if it raises, nothing is left.
+
+    Yields:
+      A function that adds a frame, [H, W, 3] uint8 RGB, and its result.
+    """
+    with contextlib.ExitStack() as stack:
+        video = lines = None
+        if _OUTPUT.value:
+            video = stack.enter_context(VideoWriter(_OUTPUT.value, fps))
+        if _JSON.value:
+            temporary = stack.enter_context(files.atomic_path(_JSON.value))
+            lines = stack.enter_context(open(temporary, "w", encoding="utf-8"))
+
+        def write(frame: np.ndarray, result: FrameResult) -> None:
+            if lines is not None:
+                line = json_line(result, fps, labels)
+                lines.write(json.dumps(line, ensure_ascii=False) + "\n")
+            if video is not None:
+                video.write(annotate(frame, result, labels, _MODE.value))
+
+        yield write
+
+
+def run_frames(
+    source: FrameSource,
+    runner: SyncRunner | AsyncRunner,
+    write: Callable[[np.ndarray, FrameResult], None],
+    summary: Summary,
+) -> tuple[str, int]:
+    """Runs the source's frames, at most --max_frames.
+
+    Returns:
+      What ended it before the source did, or "", and the exit code; every frame until then is
+      written.
+
+    Raises:
+      UserError, KeyboardInterrupt: instead, where not one frame was done.
+    """
+    latest: list[np.ndarray] = []
+
+    def taken() -> Iterator[np.ndarray]:
+        for frame in itertools.islice(source, _MAX_FRAMES.value):
+            latest[:] = [frame]  # for drawing: a runner yields a frame's result before the next
+            yield frame
+
+    total = min(filter(None, (source.frame_count, _MAX_FRAMES.value)), default=None)
+    results = runner.run(taken())
+    try:
+        for result in tqdm(results, total=total, unit="frame", disable=None):
+            write(latest[0], result)
+            summary.add(result)
+    except (KeyboardInterrupt, UserError) as error:
+        if not summary.frames:
+            raise
+        if isinstance(error, KeyboardInterrupt):
+            return "interrupted", 130
+        return str(error), 2
+    finally:
+        results.close()
+    return "", 0
+
+
+def _check_outputs() -> None:
+    taken = {Path(_VIDEO.value).resolve(): "video"}
+    for name, value in (("output", _OUTPUT.value), ("json", _JSON.value)):
+        if not value:
+            continue
+        path = Path(value).resolve()
+        if path in taken:
+            raise UserError(f"--{name}={value} is the file of --{taken[path]} too, wanted another")
+        if path.is_dir():
+            raise UserError(f"--{name}={value} is a folder, wanted a file")
+        if not path.parent.is_dir():
+            raise UserError(f"--{name}={value}: folder {path.parent} does not exist, create it")
+        taken[path] = name
+
+
+def main(argv: list[str]) -> int:
+    """Runs the program; returns the exit code."""
+    if len(argv) > 1:
+        raise UserError(f"unexpected argument {argv[1]!r}; every value needs its flag, see --help")
+    # Otherwise OpenCV and FFmpeg put lines of their own before our one.
+    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
+    _check_outputs()
+    summary = Summary()
+    try:
+        bundle = Bundle.load(_BUNDLE.value)
+        with open_source(_VIDEO.value) as source:
+            fps = _FPS.value or source.fps or _DEFAULT_FPS
+            runner = make_runner(
+                bundle, _MODE.value, _TAU.value, _SCORE_THRESHOLD.value, _THREADS.value
+            )
+            with open_outputs(fps, bundle.labels) as write:
+                start = time.perf_counter()
+                problem, code = run_frames(source, runner, write, summary)
+                seconds = time.perf_counter() - start
+    except OSError as error:  # no permission, disk full
+        raise UserError(f"{error.filename or 'writing the results'}: {error.strerror}") from error
+    print(summary.text(_MODE.value, seconds))
+    for path in filter(None, (_JSON.value, _OUTPUT.value)):
+        print(f"written: {path}")
+    if problem:
+        print(f"error: {problem} (the {summary.frames} frames before are kept)", file=sys.stderr)
+    return code
+
+
+if __name__ == "__main__":
+    errors.run(main)

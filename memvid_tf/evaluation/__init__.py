@@ -1,0 +1,1 @@
+"""Metrics. The modules are NumPy only, so that a checkpoint and a bundle share one evaluator."""

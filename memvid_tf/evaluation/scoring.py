@@ -1,0 +1,98 @@
+"""Scoring a detector on recorded clips: VID mAP in every inference mode, from one pass."""
+
+from collections.abc import Callable, Iterable, Sequence
+
+import numpy as np
+
+from memvid_tf.evaluation import rollout
+from memvid_tf.evaluation.vid_map import VidMap, VidMapResult
+from memvid_tf.runtime import postprocess
+from memvid_tf.runtime.manifest import BoxCoder, PostSpec
+
+# Low enough that the precision-recall curve is whole; a viewer's threshold is higher.
+SCORING = PostSpec(score_threshold=0.02, iou_threshold=0.5, max_detections=100)
+
+
+def frame_truth(clip: dict[str, np.ndarray], t: int):
+    """Boxes [n, 4], classes [n] and tracks [n] of the objects of frame t, without padding."""
+    there = clip["classes"][t] > 0
+    return clip["boxes"][t][there], clip["classes"][t][there], clip["tracks"][t][there]
+
+
+def score_clip(
+    scores: VidMap,
+    clip: dict[str, np.ndarray],
+    box_encodings: np.ndarray,
+    class_logits: np.ndarray,
+    anchors: np.ndarray,
+    coder: BoxCoder,
+) -> list[postprocess.Detections]:
+    """Adds one clip to a score.
+
+    Args:
+      scores: what it is added to.
+      clip: one clip of `clips.clip_dataset`, without the batch axis, as arrays.
+      box_encodings: [T, A, 4] float32.
+      class_logits: [T, A, 1 + C] float32.
+      anchors: [A, 4].
+      coder: scales of the box code.
+
+    Returns:
+      The detections of each valid frame.
+    """
+    frames = range(int(clip["num_frames"]))
+    found = [
+        postprocess.detections(
+            box_encodings[t],
+            class_logits[t],
+            anchors,
+            coder,
+            SCORING.score_threshold,
+            SCORING.iou_threshold,
+            SCORING.max_detections,
+        )
+        for t in frames
+    ]
+    scores.add_clip(
+        [(d.boxes, d.scores, d.classes + 1) for d in found],
+        [frame_truth(clip, t) for t in frames],
+        image_size=clip["frames"].shape[1:3],
+    )
+    return found
+
+
+def evaluate(
+    network: rollout.Network,
+    batches: Iterable[dict[str, np.ndarray]],
+    modes: Sequence[rollout.Mode],
+    labels: Sequence[str],
+    coder: BoxCoder,
+    *,
+    matching: str = "plain",
+    advance: Callable[[int], None] = lambda clips: None,
+) -> dict[str, VidMapResult]:
+    """Scores a detector.
+
+    Args:
+      network: the detector; `network.anchors` are its anchors.
+      batches: of `clips.clip_dataset` without training, as arrays.
+      modes: the inference modes to score.
+      labels: class names.
+      coder: scales of the box code.
+      matching: of `VidMap`.
+      advance: called with the number of clips done since the last call.
+
+    Returns:
+      The result by the name of the mode.
+    """
+    scores = {mode.name: VidMap(len(labels), labels, matching) for mode in modes}
+    for batch in batches:
+        features = rollout.extract_all(network, batch["frames"])
+        clips = len(batch["frames"])
+        for mode in modes:
+            boxes, logits = rollout.roll(network, features, clips, mode)
+            for i in range(clips):
+                clip = {name: value[i] for name, value in batch.items()}
+                score_clip(scores[mode.name], clip, boxes[i], logits[i], network.anchors, coder)
+        advance(clips)
+    return {name: score.result() for name, score in scores.items()}

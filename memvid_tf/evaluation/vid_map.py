@@ -1,0 +1,362 @@
+"""ImageNet VID's mean average precision, its two matching rules and its motion split.
+
+All-point average precision at IoU .5, averaged over the classes which have ground truth. Two
+matching rules, and every result names the one it used:
+
+- `plain`: a detection is right when its IoU with an object of its class is at least .5;
+- `size_dependent`: the ILSVRC development kit's rule, `min(.5, wh / ((w + 10) (h + 10)))` for an
+  object of w x h pixels, with extents counted as `max - min + 1` in the threshold and the IoU.
+
+Motion split (Zhu et al., Flow-Guided Feature Aggregation, section 5): an object's motion IoU is
+the mean IoU with the same track's boxes up to ten frames before and after; slow > .9, medium
+.7-.9, fast < .7. For a split, objects of other speeds are ignored: missing one costs nothing, and
+a detection of one is neither right nor wrong. A detection of nothing is wrong in every split.
+
+Within a frame, detections choose in order of falling score the best-overlapping object that is
+still free; a second detection of an object is wrong. Equal scores keep the order of arrival.
+"""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+MATCHING = ("plain", "size_dependent")
+IOU_THRESHOLD = .5
+MOTION_WINDOW_FRAMES = 10
+# Bounds of the motion IoU, `low <= value <= high` decided by `motion_speed`; the field's values.
+FAST_BELOW = .7
+SLOW_ABOVE = .9
+SPEEDS = ("slow", "medium", "fast")
+UNKNOWN_SPEED = -1
+
+FrameDetections = tuple[np.ndarray, np.ndarray, np.ndarray]
+FrameTruth = tuple[np.ndarray, np.ndarray, np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class VidMapResult:
+    """What `VidMap.result` returns; an accuracy is nan where there is no ground truth for it.
+
+    Attributes:
+      matching: 'plain' or 'size_dependent'.
+      mean_ap: mean over the classes with ground truth, in [0, 1].
+      per_class_ap: label -> average precision.
+      motion: 'slow', 'medium', 'fast' -> mean average precision on the objects of that speed.
+      counts: numbers of clips, frames, detections, objects, and objects of each speed
+        ('unknown_speed' for an object seen in no other frame within the window).
+    """
+
+    matching: str
+    mean_ap: float
+    per_class_ap: dict[str, float]
+    motion: dict[str, float]
+    counts: dict[str, int]
+
+    def to_json(self) -> dict:
+        """Returns plain values for `json.dump`; nan becomes None, which JSON can hold."""
+        def number(value: float) -> float | None:
+            return None if math.isnan(value) else value
+
+        return {
+            "matching": self.matching,
+            "mean_ap": number(self.mean_ap),
+            "per_class_ap": {label: number(ap) for label, ap in self.per_class_ap.items()},
+            "motion": {speed: number(ap) for speed, ap in self.motion.items()},
+            "counts": dict(self.counts),
+        }
+
+
+def intersection_over_union(a: np.ndarray, b: np.ndarray, extra: float = 0.) -> np.ndarray:
+    """IoU of broadcast boxes.
+
+    Args:
+      a: [..., 4] boxes `[ymin, xmin, ymax, xmax]` in any unit.
+      b: [..., 4] boxes in the same unit, broadcast against `a`.
+      extra: added to every extent; 1 for inclusive pixel coordinates.
+
+    Returns:
+      [...] float64 in [0, 1]; 0 where the union is empty.
+    """
+    a = np.asarray(a, np.float64)
+    b = np.asarray(b, np.float64)
+    overlap = np.minimum(a[..., 2:], b[..., 2:]) - np.maximum(a[..., :2], b[..., :2]) + extra
+    intersection = np.prod(np.maximum(overlap, 0.), axis=-1)
+    union = (np.prod(a[..., 2:] - a[..., :2] + extra, axis=-1)
+             + np.prod(b[..., 2:] - b[..., :2] + extra, axis=-1) - intersection)
+    return np.divide(intersection, union, out=np.zeros_like(intersection), where=union > 0)
+
+
+def motion_iou(
+    boxes: Sequence[np.ndarray],
+    tracks: Sequence[np.ndarray],
+    window: int = MOTION_WINDOW_FRAMES,
+) -> list[np.ndarray]:
+    """Mean IoU of every object with its own track in the neighbouring frames.
+
+    Args:
+      boxes: for every frame, [n, 4].
+      tracks: for every frame, [n] track ids; a negative id means "no track".
+      window: how many frames before and after are looked at; the frame itself is left out.
+
+    Returns:
+      For every frame, [n] float64; nan for an object that no neighbouring frame shows.
+
+    Raises:
+      ValueError: when a frame holds a track twice.
+    """
+    frames = len(boxes)
+    ids = np.unique(np.concatenate([np.asarray(t, np.int64).ravel() for t in tracks] or [[]]))
+    ids = ids[ids >= 0]
+    dense = np.zeros((len(ids), frames, 4))
+    present = np.zeros((len(ids), frames), bool)
+    rows = []
+    for frame, (frame_boxes, frame_tracks) in enumerate(zip(boxes, tracks, strict=True)):
+        frame_tracks = np.asarray(frame_tracks, np.int64).ravel()
+        tracked = frame_tracks >= 0
+        row = np.searchsorted(ids, frame_tracks[tracked])
+        if len(np.unique(row)) != len(row):
+            raise ValueError(f"frame {frame} holds a track twice: {frame_tracks.tolist()}")
+        dense[row, frame] = np.asarray(frame_boxes, np.float64).reshape(-1, 4)[tracked]
+        present[row, frame] = True
+        rows.append((tracked, row))
+    total = np.zeros((len(ids), frames))
+    count = np.zeros((len(ids), frames))
+    for offset in range(1, min(window, frames - 1) + 1):
+        both = present[:, offset:] & present[:, :-offset]
+        overlap = intersection_over_union(dense[:, offset:], dense[:, :-offset]) * both
+        for part in (np.s_[:, offset:], np.s_[:, :-offset]):
+            total[part] += overlap
+            count[part] += both
+    mean = np.divide(total, count, out=np.full_like(total, np.nan), where=count > 0)
+    result = []
+    for frame, (tracked, row) in enumerate(rows):
+        values = np.full(len(tracked), np.nan)
+        values[tracked] = mean[row, frame]
+        result.append(values)
+    return result
+
+
+def motion_speed(values: np.ndarray) -> np.ndarray:
+    """Index into `SPEEDS` for motion IoUs [...]; `UNKNOWN_SPEED` where the value is nan."""
+    speed = np.where(values > SLOW_ABOVE, 0, np.where(values < FAST_BELOW, 2, 1))
+    return np.where(np.isnan(values), UNKNOWN_SPEED, speed)
+
+
+def average_precision(scores: np.ndarray, correct: np.ndarray, positives: int) -> float:
+    """All-point average precision.
+
+    Args:
+      scores: [n] confidences, in any order.
+      correct: [n] bool, whether a detection was right.
+      positives: number of objects to be found.
+
+    Returns:
+      The area under the precision envelope over recall, in [0, 1]; nan without positives.
+    """
+    if positives == 0:
+        return math.nan
+    order = np.argsort(-np.asarray(scores, np.float64), kind="stable")
+    correct = np.asarray(correct, bool)[order]
+    hits = np.cumsum(correct)
+    precision = hits / np.arange(1, len(hits) + 1)
+    envelope = np.maximum.accumulate(precision[::-1])[::-1]
+    # Recall rises by 1/positives at each right detection and stays between them.
+    return float(envelope[correct].sum() / positives)
+
+
+class VidMap:
+    """Collects clips and computes ImageNet VID's metric.
+
+    Args:
+      num_classes: number of object classes C; class ids are 1..C.
+      labels: C names for the result, or None for '1'..'C'.
+      matching: 'plain' or 'size_dependent', see the module's docstring.
+
+    Raises:
+      ValueError: on an unknown matching rule or a wrong number of labels.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        labels: Sequence[str] | None = None,
+        matching: str = "plain",
+    ):
+        if matching not in MATCHING:
+            raise ValueError(f"matching {matching!r} is not one of {', '.join(MATCHING)}")
+        if num_classes < 1:
+            raise ValueError(f"num_classes {num_classes} is not at least 1")
+        self.num_classes = num_classes
+        self.labels = list(labels or [str(c) for c in range(1, num_classes + 1)])
+        if len(self.labels) != num_classes or len(set(self.labels)) != num_classes:
+            raise ValueError(f"labels must be {num_classes} different names, got {self.labels}")
+        self.matching = matching
+        self._clips = 0
+        self._frames = 0
+        self._scores = [np.zeros(0)]
+        self._classes = [np.zeros(0, np.int64)]
+        # Row 0: every object counts. Rows 1..3: only the objects of one speed count.
+        self._right = [np.zeros((4, 0), bool)]
+        self._ignored = [np.zeros((4, 0), bool)]
+        self._positives = np.zeros((4, num_classes + 1), np.int64)
+        self._unknown_speed = 0
+
+    def add_clip(
+        self,
+        detections: Sequence[FrameDetections],
+        truth: Sequence[FrameTruth],
+        image_size: tuple[int, int] | None = None,
+    ) -> None:
+        """Adds one clip.
+
+        Args:
+          detections: for every frame `(boxes [n, 4], scores [n], classes [n])`.
+          truth: for every frame `(boxes [m, 4], classes [m], tracks [m])`.
+            Boxes are `[ymin, xmin, ymax, xmax]` in [0, 1], classes 1..C; a negative track is none.
+          image_size: (height, width) in pixels; only the size-dependent rule needs it.
+
+        Raises:
+          ValueError: on different numbers of frames, mismatched lengths, classes outside 1..C,
+            scores that are not finite, or a missing image_size.
+        """
+        if len(detections) != len(truth):
+            raise ValueError(
+                f"a clip has {len(detections)} frames of detections and {len(truth)} of truth")
+        if self.matching == "size_dependent" and image_size is None:
+            raise ValueError("size_dependent matching needs image_size=(height, width)")
+        found = [_checked_frame("detections", frame, self.num_classes, (boxes, classes, scores))
+                 for frame, (boxes, scores, classes) in enumerate(detections)]
+        real = [_checked_frame("truth", frame, self.num_classes, arrays)
+                for frame, arrays in enumerate(truth)]
+        # Falling score inside a frame; a stable sort keeps equal scores in order of arrival.
+        found = [tuple(array[np.argsort(-arrays[2], kind="stable")] for array in arrays)
+                 for arrays in found]
+        self._clips += 1
+        self._frames += len(truth)
+        if not truth:
+            return
+        boxes, classes, scores, there = _padded(found)
+        real_boxes, real_classes, real_tracks, real_there = _padded(real)
+        tracks = [frame_tracks for _, _, frame_tracks in real]
+        speeds = np.full(real_there.shape, UNKNOWN_SPEED)
+        speeds[real_there] = motion_speed(
+            np.concatenate(motion_iou([b for b, _, _ in real], tracks)))
+        counted = np.stack([real_there] + [real_there & (speeds == s) for s in range(len(SPEEDS))])
+        for row, mask in enumerate(counted):
+            self._positives[row] += np.bincount(
+                real_classes[mask], minlength=self.num_classes + 1)
+        self._unknown_speed += int((real_there & (speeds == UNKNOWN_SPEED)).sum())
+        matches, overlap = self._candidates(boxes, classes, real_boxes, real_classes, image_size)
+        matches &= there[:, :, None] & real_there[:, None, :]
+        right, ignored = _match(matches, overlap, counted, real_there)
+        self._scores.append(scores[there])
+        self._classes.append(classes[there])
+        self._right.append(right[:, there])
+        self._ignored.append(ignored[:, there])
+
+    def _candidates(self, boxes, classes, real_boxes, real_classes, image_size):
+        """Which detections may match which objects: ([F, D, N] bool, [F, D, N] IoU)."""
+        a, b = boxes[:, :, None], real_boxes[:, None]
+        if self.matching == "plain":
+            overlap = intersection_over_union(a, b)
+            threshold = np.full(real_boxes.shape[:2], IOU_THRESHOLD)
+        else:
+            scale = np.tile(np.asarray(image_size, np.float64), 2)
+            overlap = intersection_over_union(a * scale, b * scale, extra=1.)
+            extent = (real_boxes[..., 2:] - real_boxes[..., :2]) * scale[:2] + 1.
+            threshold = np.minimum(
+                IOU_THRESHOLD, extent.prod(axis=-1) / (extent + 10.).prod(axis=-1))
+        same = classes[:, :, None] == real_classes[:, None]
+        return same & (overlap >= threshold[:, None]), overlap
+
+    def result(self) -> VidMapResult:
+        """Returns the metric over all clips added so far."""
+        scores = np.concatenate(self._scores)
+        classes = np.concatenate(self._classes)
+        right = np.concatenate(self._right, axis=1)
+        ignored = np.concatenate(self._ignored, axis=1)
+        precision = np.full((4, self.num_classes), np.nan)
+        for class_id in range(1, self.num_classes + 1):
+            of_class = classes == class_id
+            for row in range(4):
+                kept = of_class & ~ignored[row]
+                precision[row, class_id - 1] = average_precision(
+                    scores[kept], right[row, kept], int(self._positives[row, class_id]))
+        means = [float(np.mean(row[~np.isnan(row)])) if not np.isnan(row).all() else math.nan
+                 for row in precision]
+        objects = self._positives.sum(axis=1)
+        counts = {"clips": self._clips, "frames": self._frames, "detections": len(scores),
+                  "objects": int(objects[0])}
+        counts.update({speed: int(objects[1 + s]) for s, speed in enumerate(SPEEDS)})
+        counts["unknown_speed"] = self._unknown_speed
+        return VidMapResult(
+            matching=self.matching,
+            mean_ap=means[0],
+            per_class_ap={label: float(ap) for label, ap in zip(self.labels, precision[0])},
+            motion=dict(zip(SPEEDS, means[1:])),
+            counts=counts,
+        )
+
+
+def _checked_frame(what, frame, num_classes, arrays):
+    """`(boxes, classes, scores or tracks)` of one frame as NumPy arrays of agreeing lengths."""
+    boxes, classes, third = (np.asarray(array) for array in arrays)
+    boxes = boxes.astype(np.float64).reshape(-1, 4)
+    classes = classes.astype(np.int64).ravel()
+    third = third.astype(np.float64 if what == "detections" else np.int64).ravel()
+    if not len(boxes) == len(classes) == len(third):
+        raise ValueError(
+            f"{what} of frame {frame}: {len(boxes)} boxes, {len(classes)} classes and "
+            f"{len(third)} {'scores' if what == 'detections' else 'tracks'}")
+    if len(classes) and not (classes.min() >= 1 and classes.max() <= num_classes):
+        raise ValueError(f"{what} of frame {frame}: classes {sorted(set(classes.tolist()))} "
+                         f"are not all in 1..{num_classes}")
+    if not (np.isfinite(boxes).all() and np.isfinite(third).all()):
+        raise ValueError(f"{what} of frame {frame}: a value is not finite")
+    return boxes, classes, third
+
+
+def _padded(frames):
+    """Lists of per-frame arrays as [F, N, ...] arrays and a [F, N] mask of the real entries."""
+    longest = max(len(classes) for _, classes, _ in frames)
+    there = np.arange(longest) < np.array([len(classes) for _, classes, _ in frames])[:, None]
+    result = []
+    for position in range(3):
+        joined = np.concatenate([arrays[position] for arrays in frames])
+        padded = np.zeros(there.shape + joined.shape[1:], joined.dtype)
+        padded[there] = joined
+        result.append(padded)
+    return *result, there
+
+
+def _match(matches, overlap, counted, there):
+    """Greedy matching of every frame and every row of `counted` at once.
+
+    Args:
+      matches: [F, D, N] bool, whether a detection may match an object.
+      overlap: [F, D, N] IoU.
+      counted: [R, F, N] bool, the objects that count in each row.
+      there: [F, N] bool, the objects that exist; those not counted are ignored.
+
+    Returns:
+      right [R, F, D] bool and ignored [R, F, D] bool.
+    """
+    rows, frames, objects = counted.shape
+    detections = matches.shape[1]
+    right = np.zeros((rows, frames, detections), bool)
+    ignored = np.zeros((rows, frames, detections), bool)
+    if objects == 0:
+        return right, ignored
+    free = counted.copy()
+    uncounted = there & ~counted
+    for d in range(detections):
+        candidates = free & matches[:, d]
+        best = np.where(candidates, overlap[:, d], -1.).argmax(axis=-1)
+        hit = candidates.any(axis=-1)
+        right[:, :, d] = hit
+        row, frame = np.nonzero(hit)
+        free[row, frame, best[row, frame]] = False
+        ignored[:, :, d] = ~hit & (uncounted & matches[:, d]).any(axis=-1)
+    return right, ignored

@@ -1,0 +1,1 @@
+"""Training and evaluation tasks on `official.core`, and their configuration."""

@@ -1,0 +1,274 @@
+"""Training and validation of the interleaved detector (LFS 3.3).
+
+A step unrolls a clip in which each frame goes to a random extractor. The draw is made for the whole
+batch, so that only the extractor that was picked is computed.
+"""
+
+import dataclasses
+import os
+
+import numpy as np
+import tensorflow as tf
+import tf_keras
+from official.core import base_task, config_definitions, exp_factory, task_factory
+from official.modeling import hyperparams, optimization
+
+from memvid_tf import files
+from memvid_tf.data import clips, records
+from memvid_tf.detection import loss as detection_loss
+from memvid_tf.detection.matching import CODER_WEIGHTS, match
+from memvid_tf.errors import UserError
+from memvid_tf.evaluation import scoring, vid_map
+from memvid_tf.models import interleaved
+from memvid_tf.runtime import annotate, schedules
+from memvid_tf.runtime.manifest import BoxCoder
+from memvid_tf.tasks import checkpoints
+
+EXPERIMENT = "interleaved"
+IMAGE_SUMMARY_CLIPS = 4
+
+
+@dataclasses.dataclass
+class InterleavedTaskConfig(config_definitions.TaskConfig):
+    """The task.
+
+    Attributes:
+      labels: class names; by default those of the training data.
+      validation_tau: interleave ratio at which validation during training runs whole clips.
+      seed: of weights, schedules and everything random that is not data.
+      f0_probability: of running f0 on a frame of a training clip; at least one frame of a clip
+        goes to each extractor.
+      freeze_norm_step: step from which batch normalisation is frozen; -1 never.
+    """
+
+    model: interleaved.InterleavedConfig = dataclasses.field(
+        default_factory=interleaved.InterleavedConfig
+    )
+    train_data: clips.ClipConfig = dataclasses.field(
+        default_factory=lambda: clips.ClipConfig(is_training=True)
+    )
+    validation_data: clips.ClipConfig = dataclasses.field(
+        default_factory=lambda: clips.ClipConfig(is_training=False)
+    )
+    losses: detection_loss.LossConfig = dataclasses.field(
+        default_factory=detection_loss.LossConfig
+    )
+    labels: tuple[str, ...] = ()
+    validation_tau: int = 9
+    seed: int = 0
+    f0_probability: float = 0.5
+    freeze_norm_step: int = -1
+
+
+def sample_schedule(steps: int, probability: float, seed):
+    """Draws which extractor sees which frame of a clip.
+
+    Args:
+      steps: frames of the clip, at least two.
+      probability: of f0 on each frame.
+      seed: [2] int32; the draw is a pure function of it.
+
+    Returns:
+      Ascending times of f0 and of f1, [n0] and [n1] int32, neither empty, n0 + n1 = steps.
+    """
+    draws = tf.random.stateless_uniform([steps], seed)
+    # Picking the n0 smallest draws is the same as comparing each with the probability, except that
+    # n0 can be kept away from 0 and from `steps`: an extractor needs a batch to normalise.
+    count = tf.clip_by_value(tf.reduce_sum(tf.cast(draws < probability, tf.int32)), 1, steps - 1)
+    order = tf.argsort(draws)
+    return tf.sort(order[:count]), tf.sort(order[count:])
+
+
+def with_labels(task: InterleavedTaskConfig) -> InterleavedTaskConfig:
+    """The task with the class names of its training data, unless it names its own.
+
+    Raises:
+      UserError: if their number is not `model.num_classes`.
+    """
+    labels = task.labels or tuple(records.read_info(task.train_data.input_path).labels)
+    if len(labels) != task.model.num_classes:
+        raise UserError(
+            f"task.model.num_classes is {task.model.num_classes}, but "
+            f"{task.train_data.input_path!r} has {len(labels)} classes: {', '.join(labels)}"
+        )
+    return task.replace(labels=labels)
+
+
+@task_factory.register_task_cls(InterleavedTaskConfig)
+class InterleavedTask(base_task.Task):
+    """See the module.
+
+    Attributes:
+      start_step: global step from which training goes on; the input stream starts there.
+    """
+
+    start_step = 0
+
+    def build_model(self) -> interleaved.InterleavedDetector:
+        try:
+            return interleaved.build(self.task_config.model)
+        except ValueError as error:
+            raise UserError(f"configuration: {error}") from error
+
+    def initialize(self, model):
+        """Restores `init_checkpoint`, the end of an earlier phase, into a new run."""
+        path = self.task_config.init_checkpoint
+        if not path:
+            return
+        if tf.io.gfile.isdir(path):
+            found = tf.train.latest_checkpoint(path)
+            if found is None:
+                raise UserError(f"task.init_checkpoint {path!r} holds no checkpoint")
+            path = found
+        checkpoints.restore(model, path, allow_new_ranges=True)
+
+    def build_inputs(self, params, input_context=None):
+        start = self.start_step if params.is_training else 0
+        try:
+            return clips.clip_dataset(params, input_context, start)
+        except ValueError as error:
+            raise UserError(str(error)) from error
+
+    def build_losses(self, labels, model_outputs, aux_losses=None):
+        """labels: a batch of `clip_dataset`; model_outputs: of `InterleavedDetector.call`."""
+
+        def frames(x):
+            return tf.reshape(x, [-1, *x.shape[2:]])
+
+        config = self.task_config.losses
+        targets = match(
+            self._anchors, frames(labels["boxes"]), frames(labels["classes"]), config.match_threshold
+        )
+        return detection_loss.frame_loss(
+            frames(model_outputs["box_encodings"]),
+            frames(model_outputs["class_logits"]),
+            targets,
+            config,
+        )
+
+    def build_metrics(self, training: bool = True):
+        names = ("classification_loss", "box_loss", "gradient_norm") if training else ()
+        return [tf_keras.metrics.Mean(name) for name in names]
+
+    def train_step(self, inputs, model, optimizer, metrics=None):
+        config = self.task_config
+        self._anchors = model.anchors
+        step = tf.cast(optimizer.iterations, tf.int32)
+        if config.freeze_norm_step >= 0:
+            model.norm.frozen.assign(step >= config.freeze_norm_step)
+        f0_steps, f1_steps = sample_schedule(
+            inputs["frames"].shape[1], config.f0_probability, tf.stack([config.seed, step])
+        )
+        with tf.GradientTape() as tape:
+            outputs = model(inputs["frames"], f0_steps, f1_steps, training=True)
+            losses = self.build_losses(inputs, outputs)
+            loss = losses.total(config.losses.box_weight)
+            scaled_loss = loss / tf.distribute.get_strategy().num_replicas_in_sync
+        gradients = tape.gradient(scaled_loss, model.trainable_variables)
+        norm = tf.linalg.global_norm(gradients)
+        with tf.control_dependencies([self._require_finite(loss, norm, inputs, step)]):
+            optimizer.apply_gradients(zip(gradients, model.trainable_variables))
+        positives = tf.maximum(tf.reduce_sum(losses.positives), 1.0)
+        values = (
+            tf.reduce_sum(losses.classification) / positives,
+            tf.reduce_sum(losses.box) / positives,
+            norm,
+        )
+        for metric, value in zip(metrics or (), values):
+            metric.update_state(value)
+        return {self.loss: loss}
+
+    def _require_finite(self, loss, norm, inputs, step):
+        """An operation that keeps the batch and stops training if the loss is not a number."""
+        names = sorted(inputs)
+
+        def stop(loss, step, *arrays):
+            path = os.path.join(self.logging_dir or ".", f"not_finite_step_{int(step)}.npz")
+            with files.atomic_path(path) as temporary:
+                np.savez_compressed(temporary, **dict(zip(names, arrays)))
+            raise FloatingPointError(
+                f"loss is {float(loss)} at step {int(step)}; its batch is kept in {path}; lower "
+                "the learning rate or look at the batch"
+            )
+
+        def keep_batch():
+            return tf.py_function(stop, [loss, step, *(inputs[n] for n in names)], [])
+
+        finite = tf.math.is_finite(loss) & tf.math.is_finite(norm)
+        return tf.cond(finite, tf.no_op, lambda: tf.group(keep_batch()))
+
+    def validation_step(self, inputs, model, metrics=None):
+        """Runs whole clips at a fixed interleave ratio."""
+        self._anchors = model.anchors
+        picks = schedules.FixedSchedule(self.task_config.validation_tau)
+        by_extractor = {"f0": [], "f1": []}
+        for t in range(inputs["frames"].shape[1]):
+            by_extractor[picks.pick(t)].append(t)
+        outputs = model(inputs["frames"], *(tf.constant(t, tf.int32) for t in by_extractor.values()))
+        return {**outputs, **inputs}
+
+    def aggregate_logs(self, state=None, step_logs=None):
+        if state is None:
+            labels = self.task_config.labels
+            state = {"vid_map": vid_map.VidMap(len(labels), labels), "images": [], "labels": labels}
+        for replica in zip(*step_logs.values()):
+            batch = dict(zip(step_logs, (x.numpy() for x in replica)))
+            for i in range(len(batch["frames"])):
+                self._score_clip({key: value[i] for key, value in batch.items()}, state)
+        return state
+
+    def _score_clip(self, clip, state):
+        found = scoring.score_clip(
+            state["vid_map"],
+            clip,
+            clip["box_encodings"],
+            clip["class_logits"],
+            self._anchors,
+            BoxCoder(*CODER_WEIGHTS),
+        )
+        if len(state["images"]) < IMAGE_SUMMARY_CLIPS:
+            frame = clip["frames"][len(found) - 1]
+            shown = annotate.draw_detections(frame, found[-1], state["labels"])
+            state["images"].append(shown)
+
+    def reduce_aggregated_logs(self, aggregated_logs, global_step=None):
+        result = aggregated_logs["vid_map"].result()
+        images = np.stack(aggregated_logs["images"])
+        tf.summary.image("detections", images, step=global_step, max_outputs=len(images))
+        return {
+            "mAP": result.mean_ap,
+            **{f"mAP_{motion}": value for motion, value in result.motion.items()},
+        }
+
+
+@exp_factory.register_config_factory(EXPERIMENT)
+def interleaved_experiment() -> config_definitions.ExperimentConfig:
+    """Paper scale (LFS 3.3): batch 12, unroll 6, learning rate .002 with cosine decay."""
+    return config_definitions.ExperimentConfig(
+        task=InterleavedTaskConfig(name=EXPERIMENT),
+        runtime=config_definitions.RuntimeConfig(distribution_strategy="one_device"),
+        trainer=config_definitions.TrainerConfig(
+            train_steps=200_000,
+            steps_per_loop=100,
+            summary_interval=100,
+            checkpoint_interval=2_000,
+            validation_interval=10_000,
+            max_to_keep=3,
+            best_checkpoint_export_subdir="best",
+            best_checkpoint_eval_metric="mAP",
+            optimizer_config=optimization.OptimizationConfig(
+                {
+                    "optimizer": {"type": "adam", "adam": {"global_clipnorm": 10.0}},
+                    "learning_rate": {
+                        "type": "cosine",
+                        "cosine": {"initial_learning_rate": 0.002, "decay_steps": 200_000},
+                    },
+                    "warmup": {"type": "linear", "linear": {"warmup_steps": 500}},
+                }
+            ),
+        ),
+        restrictions=[
+            "task.train_data.is_training != None",
+            "task.validation_data.is_training != None",
+        ],
+    )

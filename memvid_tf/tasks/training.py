@@ -1,0 +1,88 @@
+"""One training run on the trainer of `official.core`."""
+
+import contextlib
+import os
+import re
+
+import tensorflow as tf
+import tf_keras
+from official.common import distribute_utils
+from official.core import config_definitions, task_factory, train_lib
+from tqdm import tqdm
+
+from memvid_tf.errors import UserError
+from memvid_tf.tasks import checkpoints, configuration, detection
+
+LOG_FILE = "train.log"
+
+
+class Progress:
+    """Train action: a bar with the time left and the last training loss.
+
+    Attributes:
+      global_step: the trainer's step variable; set when the trainer exists.
+    """
+
+    def __init__(self, start: int, steps: int):
+        self.global_step = None
+        self._bar = tqdm(total=steps, initial=start, desc="training", unit="step")
+
+    def __call__(self, output):
+        self._bar.set_postfix(loss=f"{float(output['training_loss']):.3f}", refresh=False)
+        self._bar.update(int(self.global_step.numpy()) - self._bar.n)
+
+    def close(self):
+        self._bar.close()
+
+
+def run(
+    params: config_definitions.ExperimentConfig, model_dir: str, mode: str = "train_and_eval"
+) -> None:
+    """Trains until `trainer.train_steps`, from the last checkpoint if there is one.
+
+    The result is a pure function of the configuration: data, schedules and weights draw from its
+    seeds, and a run that was interrupted equals one that was not. What the trainer prints goes to
+    `train.log` beside the checkpoints.
+
+    Args:
+      params: a configuration of `configuration.load`.
+      model_dir: folder of checkpoints and summaries.
+      mode: "train" or "train_and_eval".
+
+    Raises:
+      UserError: if the input or the checkpoint does not fit, or if the loss is not finite.
+    """
+    tf_keras.utils.set_random_seed(params.task.seed)
+    tf.config.experimental.enable_op_determinism()
+    strategy = distribute_utils.get_distribution_strategy(
+        distribution_strategy=params.runtime.distribution_strategy,
+        num_gpus=params.runtime.num_gpus,
+    )
+    path = checkpoints.latest(model_dir)
+    start = checkpoints.step_of(path) if path else 0
+    params = params.replace(task=detection.with_labels(params.task))
+    with strategy.scope():
+        task = task_factory.get_task(params.task, logging_dir=model_dir)
+    task.start_step = start
+    progress = Progress(start, params.trainer.train_steps)
+    with contextlib.ExitStack() as stack:
+        stack.callback(progress.close)
+        configuration.save(params, model_dir)
+        log = stack.enter_context(open(os.path.join(model_dir, LOG_FILE), "a", buffering=1))
+        stack.enter_context(contextlib.redirect_stdout(log))
+        runner = train_lib.OrbitExperimentRunner(
+            distribution_strategy=strategy,
+            task=task,
+            mode=mode,
+            params=params,
+            model_dir=model_dir,
+            train_actions=[progress],
+        )
+        progress.global_step = runner.trainer.global_step
+        try:
+            runner.run()
+        except tf.errors.OpError as error:
+            not_finite = re.search(r"FloatingPointError: (.*)", str(error))
+            if not_finite:
+                raise UserError(not_finite.group(1)) from error
+            raise

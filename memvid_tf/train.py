@@ -1,0 +1,78 @@
+r"""Trains a network of the zoo.
+
+  python -m memvid_tf.train --config_file=configs/interleaved_tiny.yaml --model_dir=runs/tiny
+
+Started again with the same --model_dir it goes on from the last checkpoint, and ends with the same
+weights as if it had never stopped. The configuration is written beside the checkpoints.
+"""
+
+import os
+
+from absl import flags, logging
+
+from memvid_tf import errors
+
+FLAGS = flags.FLAGS
+flags.DEFINE_string(
+    "experiment", "interleaved", "Registered experiment whose defaults are used: interleaved."
+)
+flags.DEFINE_multi_string(
+    "config_file",
+    [],
+    "YAML file that overrides the defaults; may be given several times, later ones win. "
+    "Example: --config_file=configs/interleaved_tiny.yaml",
+)
+flags.DEFINE_string(
+    "params_override",
+    "",
+    "Comma-separated overrides of the files. "
+    "Example: --params_override=task.seed=1,trainer.train_steps=100",
+)
+flags.DEFINE_string(
+    "model_dir", None, "Folder of checkpoints and summaries. Example: --model_dir=runs/tiny"
+)
+flags.DEFINE_enum(
+    "mode",
+    "train_and_eval",
+    ["train", "train_and_eval"],
+    "Whether to validate while training, which the best checkpoint needs.",
+)
+
+
+def check_same_model(params, model_dir: str) -> None:
+    """Refuses to go on in the folder of another network."""
+    import yaml
+
+    from memvid_tf.tasks import checkpoints, configuration
+
+    path = os.path.join(model_dir, configuration.PARAMS_FILE)
+    if checkpoints.latest(model_dir) is None or not os.path.exists(path):
+        return
+    with open(path, encoding="utf-8") as file:
+        saved = yaml.safe_load(file)
+    found = configuration.difference(
+        saved["task"]["model"], params.task.model.as_dict(), "task.model."
+    )
+    if found:
+        raise errors.UserError(
+            f"--model_dir={model_dir} holds checkpoints of another configuration: {found}; "
+            "choose another --model_dir"
+        )
+
+
+def main(argv):
+    if len(argv) > 1:
+        raise errors.UserError(f"unexpected argument {argv[1]!r}; every option is a --flag")
+    # The bar shows what people watch; everything the trainer says goes to train.log.
+    logging.set_verbosity(logging.WARNING)
+    if not FLAGS.model_dir:
+        raise errors.UserError("--model_dir is missing, for example --model_dir=runs/tiny")
+    from memvid_tf.tasks import configuration, training
+
+    params = configuration.load(FLAGS.experiment, FLAGS.config_file, FLAGS.params_override)
+    check_same_model(params, FLAGS.model_dir)
+    training.run(params, FLAGS.model_dir, FLAGS.mode)
+
+
+if __name__ == "__main__":
+    errors.run(main)

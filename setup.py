@@ -1,0 +1,34 @@
+"""Installs the package `memvid_tf`.
+
+`export`, `benchmarks` and `tests` belong to the checkout and are run from its root; the wheel must
+not ship top-level packages with such names, so only `memvid_tf*` is listed.
+"""
+
+from setuptools import find_packages, setup
+
+setup(
+    name="memvid_tf",
+    version="0.1.0",
+    description="Video detection and segmentation with memory, from training to .tflite",
+    packages=find_packages(include=["memvid_tf", "memvid_tf.*"]),
+    python_requires=">=3.11,<3.12",
+    install_requires=[
+        "tensorflow~=2.20.0",
+        "tf_keras",
+        "tensorflow-model-optimization",
+        "tf-models-official",
+        "ai-edge-litert",
+        "flatbuffers",
+        "numpy",
+        "protobuf",
+        "pycocotools",
+        "absl-py>=1.4,<2",
+        "opencv-python-headless",
+        "pyyaml",
+        "tqdm",
+        "tabulate",
+        # TensorBoard and tensorflow-hub import pkg_resources, which setuptools 82 no longer has.
+        "setuptools<82",
+    ],
+    extras_require={"dev": ["packaging", "pytest"]},
+)

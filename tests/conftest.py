@@ -1,0 +1,25 @@
+"""What the tests share."""
+
+import os
+import pathlib
+
+import pytest
+
+
+def pytest_configure(config):
+    config.addinivalue_line(
+        "markers", "slow: a full conversion, training or generation; CI runs it too")
+
+
+@pytest.fixture(scope="session")
+def fixtures_dir() -> pathlib.Path:
+    """Folder of real files (DAVIS sequences, COCO results, other people's models).
+
+    `MEMVID_FIXTURES`, or `shared/fixtures` beside the repository; the test is skipped without it.
+    """
+    repository = pathlib.Path(__file__).resolve().parent.parent
+    default = repository.parent / "shared" / "fixtures"
+    folder = pathlib.Path(os.environ.get("MEMVID_FIXTURES", default))
+    if not folder.is_dir():
+        pytest.skip(f"no real files at {folder}; set MEMVID_FIXTURES to their folder")
+    return folder

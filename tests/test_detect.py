@@ -1,0 +1,185 @@
+"""The program, run as a user runs it."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import tiny_bundle
+
+from memvid_tf.runtime.detector import InterleavedDetector
+from memvid_tf.runtime.runners import SyncRunner
+from memvid_tf.runtime.schedules import FixedSchedule
+from memvid_tf.runtime.video import VideoWriter, open_source
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def command(*flags, **named):
+    named = {"bundle": tiny_bundle.build("int8"), **named}
+    named = [f"--{name}={value}" for name, value in named.items() if value is not None]
+    return [sys.executable, "-m", "memvid_tf.detect", *named, *flags]
+
+
+def detect(*flags, **named):
+    """Runs the program: exit code, standard output, and the lines on stderr that are its own."""
+    done = subprocess.run(command(*flags, **named), cwd=ROOT, capture_output=True, text=True)
+    return done.returncode, done.stdout, own_lines(done.stderr)
+
+
+def own_lines(stderr):
+    # LiteRT announces its delegate, OpenCV the four letters of the VP8 codec; neither can be muted.
+    noise = ("INFO: Created TensorFlow Lite", "OpenCV: FFMPEG: tag")
+    return [line for line in stderr.splitlines() if line and not line.startswith(noise)]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A folder with 12 frames that no graph fits exactly."""
+    path = tmp_path / "frames"
+    path.mkdir()
+    for number, frame in enumerate(tiny_bundle.frames(12, (40, 72))):
+        cv2.imwrite(str(path / f"{number}.png"), frame[..., ::-1])
+    return path
+
+
+def left(tmp_path):
+    return sorted(path.name for path in tmp_path.iterdir() if path.name != "frames")
+
+
+def test_detections_and_video_of_a_folder(tmp_path, folder):
+    code, out, lines = detect(
+        video=folder, json=tmp_path / "found.jsonl", output=tmp_path / "boxes.webm", tau=4, fps=12.5
+    )
+    assert (code, lines) == (0, []) and left(tmp_path) == ["boxes.webm", "found.jsonl"]
+    assert "12 frames" in out and "effective tau 4.00" in out and "f0 on 3 frames" in out
+    assert out.splitlines()[2:] == [
+        f"written: {tmp_path / 'found.jsonl'}", f"written: {tmp_path / 'boxes.webm'}",
+    ]  # fmt: skip
+    rows = [json.loads(line) for line in (tmp_path / "found.jsonl").read_text().splitlines()]
+    runner = SyncRunner(InterleavedDetector(tiny_bundle.load()), FixedSchedule(4))
+    with open_source(folder) as source:
+        results = list(runner.run(source))
+    for index, (row, result) in enumerate(zip(rows, results, strict=True)):
+        assert row["frame"] == index and row["time_s"] == index / 12.5
+        assert row["extractor"] == result.extractor
+        assert row["memory_age_frames"] == index % 5
+        found = row["detections"]
+        labels = [tiny_bundle.LABELS[label] for label in result.detections.classes]
+        assert [one["label"] for one in found] == labels
+        # Five decimals are written.
+        boxes, scores = ([one[name] for one in found] for name in ("box", "score"))
+        np.testing.assert_allclose(boxes, result.detections.boxes, atol=6e-6)
+        np.testing.assert_allclose(scores, result.detections.scores, atol=6e-6)
+    with open_source(tmp_path / "boxes.webm") as source:
+        assert (len(list(source)), source.fps) == (12, 12.5)
+
+
+def test_asynchronous_with_a_threshold_and_a_limit(tmp_path, folder):
+    code, out, lines = detect(
+        video=folder, json=tmp_path / "found.jsonl", mode="async", tau=1, score_threshold=0.95,
+        max_frames=7,
+    )  # fmt: skip
+    assert (code, lines) == (0, []) and "7 frames" in out and "async" in out
+    rows = [json.loads(line) for line in (tmp_path / "found.jsonl").read_text().splitlines()]
+    assert len(rows) == 7 and {row["extractor"] for row in rows} == {"f1"}
+    scores = [found["score"] for row in rows for found in row["detections"]]
+    assert scores and min(scores) >= 0.95
+
+
+FAULTS = [
+    ({"bundle": "nowhere"}, "bundle nowhere: no such folder"),
+    ({"video": "nothing.mp4"}, "video 'nothing.mp4': no such file or folder"),
+    ({"video": "setup.py"}, "'setup.py' is not a video that OpenCV can decode"),
+    ({"tau": "often"}, "schedule 'often' is not 'f0'"),
+    ({"tau": "f1", "mode": "async"}, "--tau=f1 leaves f0 out"),
+    ({"output": "boxes.avi"}, "suffix '.avi' is not one of"),
+    ({"json": "nowhere/found.jsonl"}, "does not exist"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("flags", "message"), FAULTS, ids=[text for _, text in FAULTS])
+def test_bad_input_is_one_line_and_leaves_nothing(tmp_path, folder, flags, message):
+    given = {"video": folder, "json": tmp_path / "found.jsonl", **flags}
+    code, out, lines = detect(**given)
+    assert (code, out, len(lines)) == (2, "", 1)
+    assert lines[0].startswith("error: ") and message in lines[0]
+    assert left(tmp_path) == []
+
+
+def test_outputs_that_would_overwrite_something(tmp_path, folder):
+    clip = tmp_path / "clip.mp4"
+    clip.write_bytes(b"precious")
+    for flags in ({"output": clip}, {"json": clip}):
+        code, _, lines = detect(video=clip, **flags)
+        assert code == 2 and "is the file of --video too" in lines[0]
+    code, _, lines = detect(video=folder, json=folder)
+    assert code == 2 and "is the file of --video too" in lines[0]
+    assert clip.read_bytes() == b"precious" and left(tmp_path) == ["clip.mp4"]
+    code, _, lines = detect("more", video=folder)
+    assert code == 2 and "unexpected argument 'more'" in lines[0]
+
+
+def test_flags_are_checked_and_explained():
+    for flags in (["--mode=fast"], ["--threads=0"], ["--score_threshold=2"], ["--max_frames=x"]):
+        code, _, lines = detect(*flags, video="clip.mp4")
+        assert code != 0 and "Traceback" not in "".join(lines)
+        assert flags[0].split("=")[0].strip("-") in "".join(lines)
+    code, out, _ = detect("--help")
+    assert "python -m memvid_tf.detect --bundle=" in out and "--score_threshold:" in out
+
+
+def test_a_damaged_frame_keeps_those_before_it(tmp_path, folder):
+    (folder / "7.png").write_bytes((folder / "7.png").read_bytes()[:50])
+    code, out, lines = detect(
+        video=folder, json=tmp_path / "found.jsonl", output=tmp_path / "boxes.mp4"
+    )
+    assert code == 2 and "7 frames" in out and len(lines) == 1
+    assert "7.png is not a readable image" in lines[0] and "7 frames before are kept" in lines[0]
+    assert left(tmp_path) == ["boxes.mp4", "found.jsonl"]
+    assert len((tmp_path / "found.jsonl").read_text().splitlines()) == 7
+    assert len(list(open_source(tmp_path / "boxes.mp4"))) == 7
+    (folder / "0.png").write_bytes(b"")
+    (tmp_path / "found.jsonl").unlink()
+    code, out, lines = detect(video=folder, json=tmp_path / "found.jsonl")
+    assert (code, out) == (2, "") and "0.png" in lines[0] and left(tmp_path) == ["boxes.mp4"]
+
+
+def test_ctrl_c_keeps_what_was_done(tmp_path):
+    """Interrupted in the middle for certain: the 51st frame is a pipe that nobody fills."""
+    folder = tmp_path / "frames"
+    folder.mkdir()
+    frame = cv2.imencode(".bmp", tiny_bundle.frames(1)[0])[1].tobytes()
+    for number in range(50):
+        (folder / f"{number}.bmp").write_bytes(frame)
+    os.mkfifo(folder / "50.bmp")
+    run = subprocess.Popen(
+        command(video=folder, json=tmp_path / "found.jsonl"), cwd=ROOT, stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    # Opening the other end waits until the program opens this one: 50 frames are done by then.
+    with open(folder / "50.bmp", "wb"):
+        run.send_signal(signal.SIGINT)
+        out, err = run.communicate(timeout=60)
+    assert run.returncode == 130 and "50 frames" in out
+    assert own_lines(err) == ["error: interrupted (the 50 frames before are kept)"]
+    assert left(tmp_path) == ["found.jsonl"]
+    assert len((tmp_path / "found.jsonl").read_text().splitlines()) == 50
+
+
+def test_a_real_video(tmp_path, fixtures_dir):
+    video = fixtures_dir / "tflite" / "lstm_traffic" / "traffic_frames.mp4"
+    code, out, lines = detect(video=video, output=tmp_path / "boxes.mp4")
+    assert (code, lines) == (0, []) and "20 frames" in out and "effective tau 9.00" in out
+    with open_source(tmp_path / "boxes.mp4") as source:
+        assert source.fps == 30.0 and [frame.shape for frame in source] == [(540, 960, 3)] * 20
+    # An older file of the same name is replaced only by a whole one.
+    with VideoWriter(tmp_path / "boxes.mp4", 10) as writer:
+        writer.write(np.zeros((20, 20, 3), np.uint8))
+    code, _, _ = detect(video=tmp_path / "nothing.mp4", output=tmp_path / "boxes.mp4")
+    assert code == 2 and len(list(open_source(tmp_path / "boxes.mp4"))) == 1
