@@ -63,6 +63,8 @@ def convert_graphs(model: InterleavedDetector, options: Options) -> dict[str, by
         name: convert.convert(graph.module, graph.signatures, precision=options.precision)
         for name, graph in graphs.interleaved(model).items()
     }
+    # First these alone: the post-processing graph is made from the ranges of the heads.
+    gate.check(flatbuffers, graphs.EDGES + graphs.STATE_EDGES, precision=options.precision)
     heads = gate.tensor_info(flatbuffers["memory"], "step").outputs
     quantization = {name: None for name in HEADS}
     if options.precision == "int8":
@@ -77,12 +79,10 @@ def convert_graphs(model: InterleavedDetector, options: Options) -> dict[str, by
         box_quantization=quantization["box_encodings"],
         logit_quantization=quantization["class_logits"],
     )
-    gate.check(
-        flatbuffers,
-        EDGES + graphs.STATE_EDGES,
-        precision=options.precision,
-        post_processing=("post",),
-    )
+    violations = gate.check_post_processing("post", flatbuffers["post"])
+    violations += gate.check_edges(flatbuffers, POST_EDGES)
+    if violations:
+        raise gate.GateError(violations)
     return flatbuffers
 
 
@@ -224,8 +224,8 @@ class _Recorder:
 
     def record(self, call: str, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         outputs = self.run(call, inputs)
-        golden = schema.Golden(*call.split("/"), self._write(call, inputs), self._write(call, outputs))
-        self.goldens.append(golden)
+        recorded = self._write(call, inputs), self._write(call, outputs)
+        self.goldens.append(schema.Golden(*call.split("/"), *recorded))
         return outputs
 
     def _write(self, call: str, tensors: dict[str, np.ndarray]) -> dict[str, str]:

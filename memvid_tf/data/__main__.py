@@ -4,32 +4,34 @@
     python -m memvid_tf.data synthetic --output=/tmp/mine --preset=demo --train_clips=200 --seed=7
     python -m memvid_tf.data davis --source=/data/DAVIS --output=/tmp/davis --image_size=96,160
     python -m memvid_tf.data show --input=/tmp/synthetic --split=test --output=/tmp/sheet.png
+    python -m memvid_tf.data frames --input=/tmp/synthetic --clips=0,1 --output=/tmp/frames
 
 synthetic generates the embedded video set: a preset (tiny: seconds; demo: the set of the README;
 paper: 320 px frames), single settings changed by flags. The same set found in --output is reused,
 an interrupted run is continued. davis converts the DAVIS 2016 layout. show draws frames of some
-clips with boxes, track ids, class labels and masks.
+clips with boxes, track ids, class labels and masks. frames writes the frames of clips as a folder
+of images, as they are stored, for `python -m memvid_tf.detect --video=FOLDER`.
 """
 
 import dataclasses
-import os
 import pathlib
 
 from absl import flags
 
-from memvid_tf import errors
+from memvid_tf import errors, files
 from memvid_tf.data import davis, records, sharding, synthetic
 
 FLAGS = flags.FLAGS
 
 _OUTPUT = flags.DEFINE_string(
     "output", None, "synthetic, davis: folder of the data set, e.g. /tmp/synthetic. "
-    "show: the picture's file, e.g. sheet.png.")
-_INPUT = flags.DEFINE_string("input", None, "show: folder of the data set, e.g. /tmp/synthetic.")
+    "show: the picture's file, e.g. sheet.png. frames: folder of the images.")
+_INPUT = flags.DEFINE_string(
+    "input", None, "show, frames: folder of the data set, e.g. /tmp/synthetic.")
 _SOURCE = flags.DEFINE_string(
     "source", None, "davis: folder with JPEGImages/480p and Annotations/480p, e.g. /data/DAVIS.")
-_SPLIT = flags.DEFINE_string("split", "test", "show: the split, e.g. train.")
-_CLIPS = flags.DEFINE_list("clips", ["0", "1", "2", "3"], "show: clip numbers, e.g. 0,5,9.")
+_SPLIT = flags.DEFINE_string("split", "test", "show, frames: the split, e.g. train.")
+_CLIPS = flags.DEFINE_list("clips", ["0", "1", "2", "3"], "show, frames: clip numbers, e.g. 0,5,9.")
 _FRAMES = flags.DEFINE_integer("frames", 6, "show: frames of each clip, e.g. 6.", lower_bound=1)
 _PRESET = flags.DEFINE_enum(
     "preset", "demo", sorted(synthetic.PRESETS), "synthetic: the settings to start from.")
@@ -81,6 +83,7 @@ _COMMAND_FLAGS = {
     "davis": {"output", "source", "workers", "image_size", "label", "clip_frames",
               "unroll_frames", "train_part", "jpeg_quality"},
     "show": {"input", "split", "clips", "frames", "output"},
+    "frames": {"input", "split", "clips", "output"},
 }
 
 
@@ -97,8 +100,14 @@ def main(argv: list[str]) -> None:
                                    f"{', '.join(sorted(_COMMAND_FLAGS[command]))}")
     if not _OUTPUT.value:
         raise errors.UserError(f"{command} needs --output, e.g. --output=/tmp/{command}")
-    if command == "show":
-        _show()
+    if command in ("show", "frames"):
+        if not _INPUT.value:
+            raise errors.UserError(f"{command} needs --input, e.g. --input=/tmp/synthetic")
+        info = records.read_info(_INPUT.value)
+        clips = _numbers("clips", _CLIPS.value, range(1, 101))
+        if not FLAGS["clips"].present:
+            clips = [clip for clip in clips if clip < info.split(_SPLIT.value).clips]
+        (_show if command == "show" else _write_frames)(info, clips)
     else:
         _write(_synthetic_plan() if command == "synthetic" else _davis_plan())
 
@@ -149,28 +158,35 @@ def _write(plan):
               f"{split.statistics['objects_per_frame']:.2f} objects a frame, motion {motion}")
 
 
-def _show():
+def _show(info, clips):
     import cv2
 
     from memvid_tf.data import sheet
 
-    if not _INPUT.value:
-        raise errors.UserError("show needs --input, e.g. --input=/tmp/synthetic")
     output = pathlib.Path(_OUTPUT.value)
     if output.suffix not in (".png", ".jpg"):
         raise errors.UserError(f"--output {output} must end in .png or .jpg")
-    if not output.absolute().parent.is_dir():
-        raise errors.UserError(f"--output {output}: folder {output.parent} does not exist")
-    info = records.read_info(_INPUT.value)
-    clips = _numbers("clips", _CLIPS.value, range(1, 101))
-    if not FLAGS["clips"].present:
-        clips = [clip for clip in clips if clip < info.split(_SPLIT.value).clips]
     picture = sheet.contact_sheet(info, _SPLIT.value, clips, _FRAMES.value)
-    temporary = output.with_name(f".{output.stem}.tmp{output.suffix}")
-    if not cv2.imwrite(str(temporary), picture[..., ::-1]):
-        raise errors.UserError(f"--output {output} cannot be written")
-    os.replace(temporary, output)
+    try:
+        with files.atomic_path(output) as temporary:
+            cv2.imwrite(temporary, picture[..., ::-1])
+    except OSError as error:
+        raise errors.UserError(f"--output {output} cannot be written: {error}") from error
     print(f"{output}: clips {', '.join(map(str, clips))} of {_SPLIT.value}")
+
+
+def _write_frames(info, clips):
+    try:
+        with files.atomic_folder(_OUTPUT.value) as folder:
+            count = 0
+            for clip in records.pick_clips(info, _SPLIT.value, clips):
+                for image in clip.images:
+                    suffix = "png" if image.startswith(b"\x89PNG") else "jpg"
+                    pathlib.Path(folder, f"{count:06d}.{suffix}").write_bytes(image)
+                    count += 1
+    except OSError as error:
+        raise errors.UserError(f"--output {_OUTPUT.value} cannot be written: {error}") from error
+    print(f"{_OUTPUT.value}: {count} frames of clips {', '.join(map(str, clips))}")
 
 
 def _numbers(name, values, lengths):

@@ -16,9 +16,10 @@ Differs from the papers: none of them describes storage.
 """
 
 import dataclasses
+import itertools
 import json
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -176,6 +177,24 @@ def read_clips(info: "DatasetInfo", split: str) -> Iterator[ClipRecord]:
                 yield deserialize(serialized)
         except tf.errors.DataLossError as error:
             raise DatasetError(f"{path} is damaged; make the data set again") from error
+
+
+def pick_clips(info: "DatasetInfo", split: str, clips: Sequence[int]) -> list[ClipRecord]:
+    """Some clips of a split, by position, in the order asked for.
+
+    Raises:
+      DatasetError: when there is no such split or clip, or a shard is damaged.
+    """
+    count = info.split(split).clips
+    beyond = [clip for clip in clips if not 0 <= clip < count]
+    if beyond or not clips:
+        raise DatasetError(
+            f"clips {beyond or list(clips)} are not in {split}, which has clips 0..{count - 1}")
+    found = {}
+    for number, clip in enumerate(itertools.islice(read_clips(info, split), max(clips) + 1)):
+        if number in clips:
+            found[number] = clip
+    return [found[clip] for clip in clips]
 
 
 def count_clip(clip: ClipRecord, num_classes: int) -> dict:

@@ -35,20 +35,12 @@ def contact_sheet(
     Raises:
       DatasetError: when there is no such split or clip, or a frame cannot be decoded.
     """
-    count = info.split(split).clips
-    beyond = [clip for clip in clips if not 0 <= clip < count]
-    if beyond or not clips:
-        raise records.DatasetError(
-            f"clips {beyond or clips} are not in {split}, which has clips 0..{count - 1}")
     if frames_per_clip < 1:
         raise records.DatasetError(f"frames_per_clip {frames_per_clip} is not at least 1")
-    rows = {}
-    for number, clip in enumerate(records.read_clips(info, split)):
-        if number in clips:
-            rows[number] = _row(clip, info.labels, frames_per_clip)
-        if len(rows) == len(set(clips)):
-            break
-    return np.concatenate([rows[clip] for clip in clips], axis=0)
+    rows = [
+        _row(clip, info.labels, frames_per_clip) for clip in records.pick_clips(info, split, clips)
+    ]
+    return np.concatenate(rows, axis=0)
 
 
 def draw_frame(clip: records.ClipRecord, frame: int, labels: tuple[str, ...]) -> np.ndarray:

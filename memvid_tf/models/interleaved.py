@@ -45,7 +45,9 @@ class InterleavedConfig(hyperparams.Config):
       shrink: side of f0's frame over side of f1's.
       backbone: a key of `mobilenet_v2.BACKBONES`.
       depth_multiplier_f0, depth_multiplier_f1: α of the extractors.
-      min_depth: least number of channels of a backbone's layer.
+      min_depth: least number of channels of a backbone's layer; 8 gives the multiply-adds of f1
+        in LFS table 2 within 2 %, 16, which the single-frame rows of that table need, misses by 19 %
+        (benchmarks/results/costs.md).
       cell: form of the memory's bottleneck, a key of `conv_lstm.CELLS`.
       state_channels: channels of c and of h.
       groups: groups of the memory.
@@ -62,7 +64,7 @@ class InterleavedConfig(hyperparams.Config):
     backbone: str = "mobilenet_v2"
     depth_multiplier_f0: float = 1.4
     depth_multiplier_f1: float = 0.35
-    min_depth: int = 16
+    min_depth: int = 8
     cell: str = "factored"
     state_channels: int = 320
     groups: int = 4

@@ -10,11 +10,38 @@ from memvid_tf.errors import UserError
 from memvid_tf.layers.fake_quant import Quantize
 
 VALUE = "/.ATTRIBUTES/VARIABLE_VALUE"
+# What TensorFlow's readers raise: IndexError for a file that ends too early.
+DAMAGED = (tf.errors.OpError, ValueError, IndexError)
+
+
+def _held(model_dir: str) -> list[str]:
+    """Names of all checkpoints below a folder."""
+    return sorted(
+        os.path.relpath(os.path.join(folder, name), model_dir).removesuffix(".index")
+        for folder, _, names in os.walk(model_dir)
+        for name in names
+        if name.endswith(".index")
+    )
 
 
 def latest(model_dir: str) -> str | None:
-    """Prefix of the newest checkpoint in a folder, or None."""
-    return tf.train.latest_checkpoint(model_dir)
+    """Prefix of the newest checkpoint in a folder, or None if it was never trained in.
+
+    Raises:
+      UserError: if the list of checkpoints is damaged or names one that is gone. Training would
+        start anew.
+    """
+    try:
+        found = tf.train.latest_checkpoint(model_dir)
+    except ValueError:  # not text, or text without a name
+        found = None
+    listed = os.path.join(model_dir, "checkpoint")
+    if found is None and os.path.exists(listed):
+        raise UserError(
+            f"{listed!r} is damaged or names a checkpoint that is gone; {model_dir!r} holds "
+            f"{_held(model_dir)}"
+        )
+    return found
 
 
 def find(model_dir: str, checkpoint: str = "") -> str:
@@ -35,19 +62,22 @@ def find(model_dir: str, checkpoint: str = "") -> str:
         return found
     path = os.path.join(model_dir, checkpoint)
     if not os.path.exists(f"{path}.index"):
-        known = sorted(
-            os.path.relpath(os.path.join(folder, name), model_dir).removesuffix(".index")
-            for folder, _, names in os.walk(model_dir)
-            for name in names
-            if name.endswith(".index")
+        raise UserError(
+            f"{model_dir!r} holds no checkpoint {checkpoint!r}; it holds {_held(model_dir)}"
         )
-        raise UserError(f"{model_dir!r} holds no checkpoint {checkpoint!r}; it holds {known}")
     return path
 
 
 def step_of(path: str) -> int:
-    """Global step at which a checkpoint of the trainer was written."""
-    return int(tf.train.load_variable(path, f"global_step{VALUE}"))
+    """Global step at which a checkpoint of the trainer was written.
+
+    Raises:
+      UserError: if the checkpoint is damaged, or not of the trainer.
+    """
+    try:
+        return int(tf.train.load_variable(path, f"global_step{VALUE}"))
+    except DAMAGED as error:
+        raise UserError(f"checkpoint {path!r} cannot be read: {_first_line(error)}") from error
 
 
 def variable_keys(model) -> dict[str, tf.Variable]:
@@ -75,11 +105,13 @@ def restore(model, path: str, *, allow_new_ranges: bool = False) -> None:
         network does from which quantization-aware training starts.
 
     Raises:
-      UserError: if the checkpoint is damaged or of another configuration; names the variable.
+      UserError: if the checkpoint is damaged or of another configuration; names the variable. The
+        network is then as it was.
     """
     try:
-        shapes = dict(tf.train.list_variables(path))
-    except (tf.errors.OpError, ValueError) as error:
+        reader = tf.train.load_checkpoint(path)
+        shapes = reader.get_variable_to_shape_map()
+    except DAMAGED as error:
         raise UserError(f"checkpoint {path!r} cannot be read: {_first_line(error)}") from error
     ranges = set()
     for module in model.submodules:
@@ -98,8 +130,10 @@ def restore(model, path: str, *, allow_new_ranges: bool = False) -> None:
                 f"{shapes[key]} there and {variable.shape.as_list()} here"
             )
     try:
+        for key in shapes:
+            reader.get_tensor(key)  # compares checksums before the first variable changes
         tf.train.Checkpoint(model=model).read(path).expect_partial()
-    except (tf.errors.OpError, ValueError) as error:
+    except DAMAGED as error:
         raise UserError(f"checkpoint {path!r} is damaged: {_first_line(error)}") from error
 
 
