@@ -1,8 +1,8 @@
 """Configurations: what is taken, what is refused and with which words."""
 
 import dataclasses
-import glob
 import os
+import pathlib
 import re
 
 import pytest
@@ -282,6 +282,56 @@ def test_difference():
     assert configuration.difference({}, {"a": {"b": 1}}) == "a is None there and {'b': 1} here"
 
 
-def repository_configs():
-    root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-    return sorted(glob.glob(os.path.join(root, "configs", "*.yaml")))
+def detection_experiment():
+    """The name of the real experiment, registered."""
+    from memvid_tf.tasks import detection
+
+    return detection.EXPERIMENT
+
+
+def test_the_defaults_of_the_detector_survive_saving(tmp_path):
+    params = configuration.load(detection_experiment())
+    configuration.save(params, str(tmp_path))
+    again = configuration.load_saved(str(tmp_path))
+    assert configuration.difference(params.as_dict(), again.as_dict()) is None
+    assert type(again.task) is type(params.task) and type(again.task.model) is type(params.task.model)
+
+
+def test_the_detector_refuses_what_it_does_not_know():
+    for pairs, words in (
+        ("task.model.depth_multiplier=1", "depth_multiplier_f0"),
+        ("task.model.anchors.ratios=[1]", "aspect_ratios"),
+        ("task.losses.gamma=2", "focal_gamma"),
+        ("task.train_data.unroll_frames=six", "expected int"),
+        ("task.f0_probability=half", "expected float"),
+        ("task.model.image_size=320", "expected tuple[int, ...]"),
+    ):
+        with pytest.raises(UserError, match=re.escape(words)):
+            configuration.load(detection_experiment(), pairs=pairs)
+
+
+CONFIGS = sorted(
+    (pathlib.Path(__file__).resolve().parent.parent / "configs").glob("interleaved_*.yaml")
+)
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_the_configurations_of_the_repository_make_networks(path):
+    from memvid_tf.models import interleaved
+
+    # Files that are laid over others say so in the command of their header.
+    command = path.read_text().replace("\\\n#", " ")
+    names = re.findall(r"--config_file=(\S+)", command)
+    assert names and names[-1] == f"configs/{path.name}"
+    params = configuration.load(
+        detection_experiment(), [str(path.parent.parent / name) for name in names]
+    )
+    model = interleaved.build(params.task.model)
+    assert tuple(params.task.train_data.image_size) == tuple(params.task.model.image_size)
+    assert tuple(params.task.validation_data.image_size) == tuple(params.task.model.image_size)
+    stride = model.extractors["f0"].stride
+    assert model.map_size == tuple(side // stride for side in params.task.model.image_size)
+
+
+def test_there_are_configurations():
+    assert CONFIGS

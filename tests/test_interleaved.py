@@ -120,7 +120,7 @@ def test_a_graph_takes_schedules_of_any_length(factored):
         tf.TensorSpec([None], tf.int32),
     ]
     graph = tf.function(lambda *inputs: factored(*inputs), signature)
-    for f0_steps in ([0, 3], [2], [0, 1, 2, 3, 4]):
+    for f0_steps in ([0, 3], [2], [0, 1, 2, 4]):
         frames = clip(3, batch=len(f0_steps))
         out = graph(tf.constant(frames), *steps_of(f0_steps))
         for name, expected in stream(factored, frames, f0_steps).items():

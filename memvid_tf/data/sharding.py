@@ -24,6 +24,7 @@ from concurrent import futures
 
 import cv2
 
+from memvid_tf import files
 from memvid_tf.data import records
 
 # A shard is what a restart repeats at most: seconds of work.
@@ -108,12 +109,14 @@ def write_dataset(
     partial.mkdir(parents=True, exist_ok=True)
     with _lock(partial), _maker(plan.make_clip, workers) as make_clips:
         _claim(partial, plan)
+        for path in partial.glob(".*.tfrecord*"):
+            path.unlink()  # half a shard of a run that was killed
         splits = {}
         for split, split_plan in plan.splits.items():
             splits[split] = _write_split(partial, plan, split, split_plan, make_clips, advance)
         for path in sorted(partial.glob("*.tfrecord.json")):
             path.unlink()
-        _write_json(partial / records.INFO_FILE, {**plan.description(), "splits": splits})
+        files.write_json(partial / records.INFO_FILE, {**plan.description(), "splits": splits})
         (partial / _PLAN_FILE).unlink()
         (partial / _LOCK_FILE).unlink()
         os.rename(partial, folder)
@@ -185,7 +188,7 @@ def _claim(partial, plan):
     if strange:
         raise records.DatasetError(
             f"{partial} holds {', '.join(strange[:5])} but no {_PLAN_FILE}; remove it")
-    _write_json(path, plan.description())
+    files.write_json(path, plan.description())
 
 
 @contextlib.contextmanager
@@ -227,7 +230,7 @@ def _write_split(partial, plan, split, split_plan, make_clips, advance):
             clips = make_clips(split, range(first, last))
             shard_counts = _write_shard(path, clips, len(plan.labels), advance)
             # The note says that the shard is whole, so it comes last.
-            _write_json(note, {"clips": last - first, "bytes": path.stat().st_size,
+            files.write_json(note, {"clips": last - first, "bytes": path.stat().st_size,
                                "sha256": _sha256(path), "counts": shard_counts})
         else:
             advance(last - first)
@@ -246,23 +249,15 @@ def _write_split(partial, plan, split, split_plan, make_clips, advance):
 def _write_shard(path, clips, num_classes, advance):
     import tensorflow as tf
 
-    temporary = path.with_name(path.name + ".tmp")
     counts = []
-    with tf.io.TFRecordWriter(str(temporary)) as writer:
+    with files.atomic_path(path) as temporary, tf.io.TFRecordWriter(temporary) as writer:
         for clip in clips:
             writer.write(records.serialize(clip))
             counts.append(records.count_clip(clip, num_classes))
             advance(1)
-    os.replace(temporary, path)
     return records.merge_counts(counts)
 
 
 def _sha256(path):
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _write_json(path, value):
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(value, indent=1, sort_keys=False) + "\n", encoding="utf-8")
-    os.replace(temporary, path)

@@ -25,6 +25,14 @@ class AnchorSpec:
     interpolated: bool = True
     reduce_lowest: bool = False
 
+    def __post_init__(self):
+        for field in ("min_scale", "max_scale"):
+            if getattr(self, field) <= 0:
+                raise ValueError(f"anchors.{field} {getattr(self, field)} is not positive")
+        ratios = tuple(self.aspect_ratios)
+        if not ratios or min(ratios) <= 0:
+            raise ValueError(f"anchors.aspect_ratios {ratios} are not positive numbers")
+
     def shapes(self, maps: int) -> list[list[tuple[float, float]]]:
         """(height, width) of the anchors of a cell, for each of `maps` maps, largest map first."""
         scales = np.linspace(self.min_scale, self.max_scale, maps).tolist() + [1.0]

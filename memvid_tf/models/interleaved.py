@@ -78,6 +78,22 @@ class InterleavedConfig(hyperparams.Config):
 QUANTIZATIONS = {"none": None, "int8": Scheme()}
 
 
+def check(config: InterleavedConfig) -> None:
+    """Raises ValueError naming a number of which no network can be made."""
+    sides = tuple(config.image_size)
+    if len(sides) != 2 or min(sides) < 1:
+        raise ValueError(f"model.image_size {sides} is not a height and a width in pixels")
+    at_least = dict(
+        num_classes=1, shrink=1, min_depth=1, state_channels=1, groups=1, maps=1, head_depth=2
+    )
+    for field, least in at_least.items():
+        if getattr(config, field) < least:
+            raise ValueError(f"model.{field} {getattr(config, field)} is not at least {least}")
+    for field in ("depth_multiplier_f0", "depth_multiplier_f1"):
+        if getattr(config, field) <= 0:
+            raise ValueError(f"model.{field} {getattr(config, field)} is not positive")
+
+
 def chosen(field: str, value: str, table: dict):
     """The entry of a table that a configuration field names, or ValueError with the keys."""
     if value not in table:
@@ -96,6 +112,7 @@ class InterleavedDetector(tf_keras.Model):
         """Raises ValueError where the configuration contradicts itself."""
         super().__init__(**kwargs)
         self.config = config
+        check(config)
         scheme = chosen("model.quantization", config.quantization, QUANTIZATIONS)
         cell = chosen("model.cell", config.cell, CELLS)
         stages = chosen("model.backbone", config.backbone, BACKBONES)
@@ -204,7 +221,8 @@ class InterleavedDetector(tf_keras.Model):
         Args:
           frames: [B, T, H, W, 3] uint8.
           f0_steps: [n0] int32, ascending times at which f0 runs; by default 0.
-          f1_steps: [n1] int32, the other times; by default all but 0.
+          f1_steps: [n1] int32, the other times; by default all but 0. One of the two may be empty
+            if its shape is static.
           training: whether observers and batch statistics are updated.
 
         Returns:
@@ -220,15 +238,20 @@ class InterleavedDetector(tf_keras.Model):
             features = self.extract(self.preprocess(chosen, extractor), extractor, training)
             return tf.reshape(features, [-1, batch, *features.shape[1:]])
 
-        x0, x1 = extract(f0_steps, "f0"), extract(f1_steps, "f1")
-        outputs0, states = self._roll(x0, training)
+        outputs, states = [], State(*(x[tf.newaxis] for x in self.initial_state(batch)))
+        # Convolutions of an empty batch fail on CPUs (oneDNN gives the wrong shape).
+        if f0_steps.shape[0] != 0:
+            outputs0, states = self._roll(extract(f0_steps, "f0"), training)
+            outputs.append(_merge(outputs0))
+        if f1_steps.shape[0] != 0:
+            # The state that a frame of f1 reads is the one after the last f0 before it.
+            before = tf.cast(f0_steps[tf.newaxis] < f1_steps[:, tf.newaxis], tf.int32)
+            index = tf.reduce_sum(before, 1)
+            read = State(*(_merge(tf.gather(s, index)) for s in states))
+            features = _merge(extract(f1_steps, "f1"))
+            outputs.append(self.step(features, read, "f1", training)[0])
 
-        # The state that a frame of f1 reads is the one after the last f0 before it.
-        index = tf.reduce_sum(tf.cast(f0_steps[tf.newaxis] < f1_steps[:, tf.newaxis], tf.int32), 1)
-        read = State(*(_merge(tf.gather(s, index)) for s in states))
-        outputs1, _ = self.step(_merge(x1), read, "f1", training)
-
-        merged = tf.concat([_merge(outputs0), outputs1], 0)
+        merged = tf.concat(outputs, 0)
         predictions = self.detect(merged, training)
         order = tf.argsort(tf.concat([f0_steps, f1_steps], 0))
 

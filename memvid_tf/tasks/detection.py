@@ -83,13 +83,14 @@ def with_labels(task: InterleavedTaskConfig) -> InterleavedTaskConfig:
     """The task with the class names of its training data, unless it names its own.
 
     Raises:
-      UserError: if their number is not `model.num_classes`.
+      UserError: if their number is not `model.num_classes`, or if the data has more classes.
     """
-    labels = task.labels or tuple(records.read_info(task.train_data.input_path).labels)
-    if len(labels) != task.model.num_classes:
+    found = tuple(records.read_info(task.train_data.input_path).labels)
+    labels = tuple(task.labels) or found
+    if len(labels) != task.model.num_classes or len(found) > len(labels):
         raise UserError(
-            f"task.model.num_classes is {task.model.num_classes}, but "
-            f"{task.train_data.input_path!r} has {len(labels)} classes: {', '.join(labels)}"
+            f"task.model.num_classes is {task.model.num_classes} with {len(labels)} labels, but "
+            f"{task.train_data.input_path!r} has {len(found)} classes: {', '.join(found)}"
         )
     return task.replace(labels=labels)
 

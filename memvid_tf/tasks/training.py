@@ -19,17 +19,28 @@ LOG_FILE = "train.log"
 class Progress:
     """Train action: a bar with the time left and the last training loss.
 
+    Args:
+      start: step from which training goes on.
+      steps: step at which it ends.
+      validation_interval: steps between validations, for which the bar stands still; 0 for none.
+
     Attributes:
       global_step: the trainer's step variable; set when the trainer exists.
     """
 
-    def __init__(self, start: int, steps: int):
+    def __init__(self, start: int, steps: int, validation_interval: int = 0):
         self.global_step = None
+        self._validation_interval = validation_interval
         self._bar = tqdm(total=steps, initial=start, desc="training", unit="step")
 
     def __call__(self, output):
+        step = int(self.global_step.numpy())
+        validates = self._validation_interval and (
+            step % self._validation_interval == 0 or step == self._bar.total
+        )
+        self._bar.set_description("validating" if validates else "training", refresh=False)
         self._bar.set_postfix(loss=f"{float(output['training_loss']):.3f}", refresh=False)
-        self._bar.update(int(self.global_step.numpy()) - self._bar.n)
+        self._bar.update(step - self._bar.n)
 
     def close(self):
         self._bar.close()
@@ -64,7 +75,10 @@ def run(
     with strategy.scope():
         task = task_factory.get_task(params.task, logging_dir=model_dir)
     task.start_step = start
-    progress = Progress(start, params.trainer.train_steps)
+    trainer = params.trainer
+    progress = Progress(
+        start, trainer.train_steps, trainer.validation_interval if "eval" in mode else 0
+    )
     with contextlib.ExitStack() as stack:
         stack.callback(progress.close)
         configuration.save(params, model_dir)
