@@ -281,16 +281,22 @@ def test_the_program_makes_and_shows_a_set(tmp_path):
     # Two rows and three columns of 96 px frames enlarged three times, with gaps.
     height, width, _ = cv2.imread(str(picture)).shape
     assert 2 * 288 <= height < 2 * 300 and 3 * 288 <= width < 3 * 300
+    frames = tmp_path / "frames"
+    done = run(tmp_path, "frames", f"--input={folder}", f"--output={frames}", "--clips=1")
+    assert done.returncode == 0, done.stderr
+    stored = records.pick_clips(info, "test", [1])[0].images
+    assert [path.read_bytes() for path in sorted(frames.iterdir())] == stored
 
 
 @pytest.mark.parametrize("arguments, message", [
-    (["paint"], "command 'paint' is not one of synthetic, davis, show"),
+    (["paint"], "command 'paint' is not one of synthetic, davis, show, frames"),
     (["synthetic"], "synthetic needs --output"),
     (["synthetic", "--output=x", "--num_classes=3"], "--num_classes 3 is not allowed"),
     (["synthetic", "--output=x", "--label=dog"], "--label is not a flag of synthetic"),
     (["davis", "--output=x", "--source=nowhere"], "nowhere/JPEGImages/480p is missing"),
     (["show", "--output=x.png", "--input=nowhere"], "nowhere does not exist; make a data set"),
     (["show", "--output=x.gif", "--input=nowhere"], "must end in .png or .jpg"),
+    (["frames", "--output=x", "--input=nowhere"], "nowhere does not exist; make a data set"),
 ])
 def test_wrong_input_is_one_line(tmp_path, arguments, message):
     done = run(tmp_path, *arguments)

@@ -103,6 +103,8 @@ def main(argv: list[str]) -> None:
     if command in ("show", "frames"):
         if not _INPUT.value:
             raise errors.UserError(f"{command} needs --input, e.g. --input=/tmp/synthetic")
+        if command == "show" and pathlib.Path(_OUTPUT.value).suffix not in (".png", ".jpg"):
+            raise errors.UserError(f"--output {_OUTPUT.value} must end in .png or .jpg")
         info = records.read_info(_INPUT.value)
         clips = _numbers("clips", _CLIPS.value, range(1, 101))
         if not FLAGS["clips"].present:
@@ -163,9 +165,7 @@ def _show(info, clips):
 
     from memvid_tf.data import sheet
 
-    output = pathlib.Path(_OUTPUT.value)
-    if output.suffix not in (".png", ".jpg"):
-        raise errors.UserError(f"--output {output} must end in .png or .jpg")
+    output = _OUTPUT.value
     picture = sheet.contact_sheet(info, _SPLIT.value, clips, _FRAMES.value)
     try:
         with files.atomic_path(output) as temporary:
