@@ -27,7 +27,7 @@ SHOWN_CLIPS = "0,1,2"
 def steps(folder: str) -> tuple[pipeline.Run, list[pipeline.Step]]:
     """The demo in a folder: its run, and its steps up to the video."""
     data = os.path.join(folder, "data")
-    run = pipeline.Run(folder, data, "interleaved_tiny", FLOAT_STEPS, QAT_STEPS)
+    run = pipeline.Run(folder, data, pipeline.tiny_phases(FLOAT_STEPS, 0, QAT_STEPS))
     frames, video = run.path("frames"), run.path("detections.mp4")
     return run, [
         pipeline.Step(
@@ -37,8 +37,7 @@ def steps(folder: str) -> tuple[pipeline.Run, list[pipeline.Step]]:
             pipeline.exists(os.path.join(data, "dataset.json")),
             arguments=("synthetic",),
         ),
-        run.float_training(),
-        run.quantized_training(),
+        *run.trainings(),
         run.evaluation("float", MODES),
         run.export("int8"),
         run.evaluation("int8", MODES),

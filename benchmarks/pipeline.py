@@ -83,24 +83,51 @@ def trained_for(model_dir: str, steps: int) -> Callable[[], bool]:
 
 
 @dataclasses.dataclass(frozen=True)
+class Phase:
+    """One training, which starts from the weights of the one before.
+
+    Attributes:
+      name: of its folder.
+      configs: YAML files, without folder and suffix.
+      steps: training steps.
+      pairs: further `key=value` overrides.
+    """
+
+    name: str
+    configs: tuple[str, ...]
+    steps: int
+    pairs: tuple[str, ...] = ()
+
+
+def tiny_phases(float_steps: int, memory_steps: int, qat_steps: int) -> tuple[Phase, ...]:
+    """The phases of the tiny interleaved detector; none of those with 0 steps."""
+    # The end of each phase is scored in every mode; a validation on the way shows that it learns.
+    middle = f"trainer.validation_interval={max(50, float_steps // 2)}"
+    # BN is frozen after two thirds.
+    frozen = f"task.freeze_norm_step={2 * qat_steps // 3}"
+    phases = (
+        Phase("float", ("interleaved_tiny",), float_steps, (middle,)),
+        Phase("memory", ("interleaved_tiny", "interleaved_tiny_memory"), memory_steps),
+        Phase("qat", ("interleaved_tiny", "interleaved_tiny_qat"), qat_steps, (frozen,)),
+    )
+    return tuple(phase for phase in phases if phase.steps)
+
+
+@dataclasses.dataclass(frozen=True)
 class Run:
     """One network through all phases, in one folder.
 
     Attributes:
       folder: of everything but the data.
       data: the data set.
-      config: YAML of the float phase, without folder and suffix; its quantization-aware phase is
-        `{config}_qat`.
-      float_steps, qat_steps: training steps of the two phases.
-      overrides: `key=value` pairs of both phases.
+      phases: the trainings, the last one quantization-aware.
+      overrides: `key=value` pairs of all phases.
       seed: of weights, schedules and data order.
     """
 
     folder: str
     data: str
-    config: str
-    float_steps: int
-    qat_steps: int
+    phases: tuple[Phase, ...]
     overrides: tuple[str, ...] = ()
     seed: int = 0
 
@@ -108,51 +135,47 @@ class Run:
         """A path in the folder."""
         return os.path.join(os.path.abspath(self.folder), *parts)
 
-    def _train(self, phase: str, configs: Sequence[str], steps: int, pairs: Sequence[str]) -> Step:
-        data = os.path.abspath(self.data)
+    @property
+    def float_phase(self) -> str:
+        """Name of the last phase without quantization, whose network is the float network."""
+        return [phase.name for phase in self.phases if phase.name != "qat"][-1]
+
+    def training(self, name: str) -> Step:
+        """The training of one phase."""
+        number = [phase.name for phase in self.phases].index(name)
+        phase, data = self.phases[number], os.path.abspath(self.data)
         overrides = [
             f"task.train_data.input_path={data}",
             f"task.validation_data.input_path={data}",
             f"task.seed={self.seed}",
-            f"task.train_data.seed={self.seed}",
-            f"trainer.train_steps={steps}",
-            f"trainer.optimizer_config.learning_rate.cosine.decay_steps={steps}",
+            # Another order of the data in every phase.
+            f"task.train_data.seed={100 * number + self.seed}",
+            f"trainer.train_steps={phase.steps}",
+            f"trainer.optimizer_config.learning_rate.cosine.decay_steps={phase.steps}",
+            f"trainer.validation_interval={phase.steps}",
             *self.overrides,
-            *pairs,
+            *phase.pairs,
         ]
+        if number:
+            overrides.append(f"task.init_checkpoint={self.path(self.phases[number - 1].name)}")
         return Step(
-            f"{phase} training, seed {self.seed}, {steps} steps",
+            f"{phase.name} training, seed {self.seed}, {phase.steps} steps",
             "memvid_tf.train",
             {
-                "config_file": [f"configs/{name}.yaml" for name in configs],
+                "config_file": [f"configs/{config}.yaml" for config in phase.configs],
                 "params_override": ",".join(overrides),
-                "model_dir": self.path(phase),
+                "model_dir": self.path(phase.name),
             },
-            trained_for(self.path(phase), steps),
+            trained_for(self.path(phase.name), phase.steps),
         )
 
-    def float_training(self) -> Step:
-        """Phase one."""
-        # A validation in the middle shows that it learns; the end is scored in every mode below.
-        middle = f"trainer.validation_interval={max(50, self.float_steps // 2)}"
-        return self._train("float", [self.config], self.float_steps, [middle])
-
-    def quantized_training(self) -> Step:
-        """Phase two: simulated quantization, batch normalisation frozen after two thirds."""
-        return self._train(
-            "qat",
-            [self.config, f"{self.config}_qat"],
-            self.qat_steps,
-            [
-                f"task.init_checkpoint={self.path('float')}",
-                f"task.freeze_norm_step={2 * self.qat_steps // 3}",
-                f"trainer.validation_interval={self.qat_steps}",
-            ],
-        )
+    def trainings(self) -> list[Step]:
+        """The trainings of all phases."""
+        return [self.training(phase.name) for phase in self.phases]
 
     def export(self, precision: str, verify: bool = True) -> Step:
-        """The bundle of one precision: int8 from the second phase, float32 from the first."""
-        phase = "qat" if precision == "int8" else "float"
+        """The bundle of one precision: int8 from the last phase, float32 from the one before."""
+        phase = "qat" if precision == "int8" else self.float_phase
         bundle = self.path("bundles", precision)
         proof = "report.json" if verify else "manifest.json"
         return Step(
@@ -168,11 +191,18 @@ class Run:
         )
 
     def evaluation(self, source: str, modes: Sequence[str]) -> Step:
-        """Scores "float" or "qat", the checkpoints, or "int8", the bundle."""
+        """Scores a checkpoint or a bundle in inference modes.
+
+        Args:
+          source: "first" for the network after the first phase, "float" for the float network,
+            "qat" for the quantization-aware one, "int8" or "float32" for a bundle.
+          modes: see `rollout.parse_mode`.
+        """
         output = self.path("results", f"{source}.json")
+        phases = {"first": self.phases[0].name, "float": self.float_phase, "qat": "qat"}
         which = {"bundle": self.path("bundles", source)}
-        if source in ("float", "qat"):
-            which = {"model_dir": self.path(source)}
+        if source in phases:
+            which = {"model_dir": self.path(phases[source])}
         return Step(
             f"evaluation of {source}",
             "memvid_tf.evaluate",
