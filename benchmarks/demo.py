@@ -20,7 +20,7 @@ flags.DEFINE_string("output_dir", "demo", "Folder of everything. Example: --outp
 MODES = ("f0", "f1", "1", "4", "9", "19", "async9")
 MODE_TITLES = {"f0": "f0 only", "f1": "f1 only", "async9": "asynchronous, τ=9"}
 TRAIN_CLIPS, TEST_CLIPS = 600, 30
-FLOAT_STEPS, QAT_STEPS = 700, 120
+FLOAT_STEPS, QAT_STEPS = 1000, 120
 SHOWN_CLIPS = "0,1,2"
 
 

@@ -86,7 +86,7 @@ def measure_graphs(bundle, threads: int, runs: int) -> dict[str, dict]:
 
 def _run(runner, frames) -> dict[str, list[float] | float]:
     """One run of a schedule: latency and invoke time of every frame after the warm-up."""
-    latency, invoke, tau = [], [], None
+    latency, invoke, decide, tau = [], [], [], None
     gc.collect()
     for result in runner.run(frames):
         if result.index == WARM_UP_FRAMES:
@@ -94,27 +94,32 @@ def _run(runner, frames) -> dict[str, list[float] | float]:
         if result.index >= WARM_UP_FRAMES:
             latency.append(result.timings.frame_ms)
             invoke.append(result.timings.invoke_ms)
+            decide.append(result.timings.schedule_ms)
         tau = result.effective_tau
     seconds = time.perf_counter() - start
     return {
         "latency_ms": latency,
         "invoke_ms": invoke,
+        "schedule_ms": decide,
         "fps": (len(latency) - 1) / seconds,
         "effective_tau": tau,
     }
 
 
 def measure_schedules(bundle, threads: int, tau: int, frames: int, repeats: int, seed: int) -> dict:
-    """Frame latency of f0 alone, f1 alone, interleaved and asynchronous, taking turns.
+    """Frame latency of f0 alone, f1 alone, interleaved and asynchronous, taking turns, and of the
+    bundle's policy if it has one.
 
     Returns:
       By schedule: frames a second (median of the repeats), latency, share of the orchestration in
-      the time of a frame, and the effective τ.
+      the time of a frame, what deciding about the next frame costs, and the effective τ. What a
+      policy decides on random frames means nothing; what it costs does.
     """
     from memvid_tf.runtime.asynchronous import AsyncRunner, MemoryUpdater
     from memvid_tf.runtime.detector import InterleavedDetector
+    from memvid_tf.runtime.policy import Policy
     from memvid_tf.runtime.runners import SyncRunner
-    from memvid_tf.runtime.schedules import FixedSchedule
+    from memvid_tf.runtime.schedules import AdaptiveSchedule, FixedSchedule
 
     prepared = _frames(bundle, frames + WARM_UP_FRAMES, seed)
     detector = InterleavedDetector(bundle, threads)
@@ -125,6 +130,8 @@ def measure_schedules(bundle, threads: int, tau: int, frames: int, repeats: int,
         # The worker's thread and the main one already fill two cores.
         "async": AsyncRunner(detector, tau, MemoryUpdater(bundle)),
     }
+    if bundle.manifest.policy is not None:
+        runners["adaptive"] = SyncRunner(detector, AdaptiveSchedule(Policy(bundle, threads)))
     runs = {name: [] for name in runners}
     rng = np.random.default_rng(seed)
     for _ in range(repeats):
@@ -136,12 +143,15 @@ def measure_schedules(bundle, threads: int, tau: int, frames: int, repeats: int,
 def _summary(results: list[dict]) -> dict:
     latency = [sample for result in results for sample in result["latency_ms"]]
     invoke = [sample for result in results for sample in result["invoke_ms"]]
+    decide = [sample for result in results for sample in result["schedule_ms"]]
     overhead = statistics.median(a - b for a, b in zip(latency, invoke))
     return {
         "fps": statistics.median(result["fps"] for result in results),
         "latency": percentile_summary(latency),
         "orchestration_us": 1e3 * overhead,
         "orchestration_share": sum(latency) / sum(invoke) - 1.0,
+        "schedule_us": 1e3 * statistics.median(decide),
+        "schedule_share": sum(decide) / sum(latency),
         "effective_tau": statistics.median(result["effective_tau"] or 0 for result in results),
         "latency_ms": [[round(sample, 4) for sample in result["latency_ms"]] for result in results],
     }
@@ -209,11 +219,14 @@ def markdown(result: dict) -> str:
                 *(f"{s['latency'][key]:.3f}" for key in ("p50_ms", "p90_ms", "p99_ms")),
                 f"{s['orchestration_us']:.0f}",
                 f"{100 * s['orchestration_share']:.1f} %",
+                f"{s['schedule_us']:.0f}",
+                f"{100 * s['schedule_share']:.1f} %",
                 f"{s['effective_tau']:.1f}",
             ]
             for name, s in measurement["schedules"].items()
         ]
         header = ["schedule", "fps", "p50 ms", "p90 ms", "p99 ms", "orchestration µs", "share"]
+        header += ["deciding µs", "share"]
         lines.append(tabulate(schedules, [*header, "effective τ"], tablefmt="github"))
     for threads, rows in result["ratios"].items():
         table = [[r["ratio"], f"{r['paper']:.2f}", f"{r['measured']:.2f}"] for r in rows]

@@ -26,7 +26,6 @@ TRAINING = (
     "task.validation_data.global_batch_size=1",
     "task.train_data.max_objects=4",
     "task.validation_data.max_objects=4",
-    "task.model.num_classes=8",
     "task.model.norm_momentum=0.5",
     f"trainer.train_steps={STEPS}",
     f"trainer.steps_per_loop={STEPS}",

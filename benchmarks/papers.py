@@ -67,14 +67,16 @@ def runs(
 
 def steps(name: str, run: pipeline.Run) -> list[pipeline.Step]:
     """Everything that is measured of a run."""
+    trained = [*run.trainings(), run.evaluation("first", CELL_MODES)]
     if name.startswith("paper"):
-        return [*run.trainings(), run.evaluation("float", CELL_MODES)]
+        return trained
     return [
-        *run.trainings(),
-        run.evaluation("first", CELL_MODES),
+        *trained,
         run.evaluation("float", FLOAT_MODES),
         run.evaluation("qat", INT8_MODES),
-        run.export("int8"),
+        run.evaluation("qat_float", INT8_MODES),
+        # Every mode is scored on checkpoint and bundle here, which is more than the verification.
+        run.export("int8", verify=False),
         run.evaluation("int8", INT8_MODES),
     ]
 
@@ -96,12 +98,10 @@ class Claim:
     paper: str = ""
 
 
-def _worst_difference(score):
-    return max(abs(score[f"int8:{mode}"] - score[f"float:{mode}"]) for mode in INT8_MODES)
-
-
-def _worst_export_difference(score):
-    return max(abs(score[f"int8:{mode}"] - score[f"qat:{mode}"]) for mode in INT8_MODES)
+def _largest(score, source, loss_only=False):
+    """The largest difference between a source and the int8 bundle over the modes."""
+    differences = [score[f"{source}:{mode}"] - score[f"int8:{mode}"] for mode in INT8_MODES]
+    return max(differences if loss_only else map(abs, differences))
 
 
 CLAIMS = (
@@ -124,14 +124,19 @@ CLAIMS = (
         "claimed, no number",
     ),
     Claim(
-        "int8 is within .01 of the float training in every mode (largest difference)",
-        _worst_difference,
+        "int8 is within .01 of the same weights in float in every mode (largest difference)",
+        lambda s: _largest(s, "qat_float"),
+        lambda v: v <= 0.01,
+    ),
+    Claim(
+        "int8 loses at most .01 to the float training it started from in any mode (largest loss)",
+        lambda s: _largest(s, "float", loss_only=True),
         lambda v: v <= 0.01,
         "0.011",
     ),
     Claim(
-        "the int8 bundle is within .01 of the checkpoint it was made from (largest difference)",
-        _worst_export_difference,
+        "the int8 bundle is within .01 of its checkpoint in every mode (largest difference)",
+        lambda s: _largest(s, "qat"),
         lambda v: v <= 0.01,
     ),
     Claim(
@@ -155,12 +160,15 @@ def spread(values: list[float]) -> dict[str, float]:
     return {"mean": statistics.fmean(values), "spread": deviation, "values": values}
 
 
+SOURCES = ("first", "float", "qat_float", "qat", "int8")
+
+
 def collect(all_runs: dict[str, pipeline.Run]) -> dict:
     """The numbers of all runs: scores by source and mode, and the claims."""
     scores: dict[str, dict[str, dict[str, float]]] = {"factored": {}, "paper": {}}
     for name, run in all_runs.items():
         cell, seed = name.split("/")
-        sources = ("first", "float", "qat", "int8") if cell == "factored" else ("float",)
+        sources = SOURCES if cell == "factored" else SOURCES[:1]
         scores[cell][seed] = {
             f"{source}:{mode}": result["mean_ap"]
             for source in sources
@@ -169,7 +177,7 @@ def collect(all_runs: dict[str, pipeline.Run]) -> dict:
     by_key = {
         cell: {
             key: spread([score[key] for score in by_seed.values()])
-            for key in next(iter(by_seed.values()))
+            for key in next(iter(by_seed.values()), ())
         }
         for cell, by_seed in scores.items()
     }
@@ -201,13 +209,14 @@ def markdown(result: dict) -> str:
     modes = [
         [
             mode,
-            *(cell(f"{source}:{mode}") for source in ("float", "qat", "int8")),
+            *(cell(f"{source}:{mode}") for source in ("float", "qat_float", "qat", "int8")),
             number(PAPER_MAP.get(mode)),
             number(PAPER_INT8_MAP.get(mode)),
         ]
         for mode in FLOAT_MODES
     ]
-    header = ["mode", "float", "QAT checkpoint", "int8 bundle", "paper float", "paper int8"]
+    header = ["mode", "float training", "QAT weights in float", "QAT checkpoint", "int8 bundle"]
+    header += ["paper float", "paper int8"]
     claims = [
         [
             c["claim"],
@@ -218,7 +227,7 @@ def markdown(result: dict) -> str:
         for c in result["claims"]
     ]
     cells = [
-        [mode, cell(f"first:{mode}"), cell(f"float:{mode}", "paper")] for mode in CELL_MODES
+        [mode, cell(f"first:{mode}"), cell(f"first:{mode}", "paper")] for mode in CELL_MODES
     ]
     seeds, paper_seeds = (
         ", ".join(str(seed) for seed in result[key]) for key in ("seeds", "paper_cell_seeds")

@@ -195,14 +195,17 @@ class Run:
 
         Args:
           source: "first" for the network after the first phase, "float" for the float network,
-            "qat" for the quantization-aware one, "int8" or "float32" for a bundle.
+            "qat" for the quantization-aware one, "qat_float" for its weights in float, "int8" or
+            "float32" for a bundle.
           modes: see `rollout.parse_mode`.
         """
         output = self.path("results", f"{source}.json")
-        phases = {"first": self.phases[0].name, "float": self.float_phase, "qat": "qat"}
+        phases = {"first": self.phases[0].name, "float": self.float_phase}
         which = {"bundle": self.path("bundles", source)}
         if source in phases:
             which = {"model_dir": self.path(phases[source])}
+        elif source in ("qat", "qat_float"):
+            which = {"model_dir": self.path("qat"), "simulate_quantization": source == "qat"}
         return Step(
             f"evaluation of {source}",
             "memvid_tf.evaluate",

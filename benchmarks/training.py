@@ -69,7 +69,7 @@ class Bench:
     """
 
     def __init__(self, params, folder: str):
-        """Builds network and trainer, and compiles the bare loop.
+        """Builds network and trainer.
 
         Args:
           params: a configuration of `configuration.load`.
@@ -123,8 +123,8 @@ class Bench:
 
         self._loop = loop
         self._single_step = tf.function(self._step)
-        # The optimizer makes its variables in the first step, so turns start after it.
-        loop(self._batch, tf.constant(1))
+        # Turns start from here, so the optimizer needs its variables: a step that changes nothing.
+        self.strategy.run(self._still_step)
         variables = [*self.trainer.model.variables, *self.trainer.optimizer.variables()]
         self._start = [(variable, variable.numpy()) for variable in variables]
 
@@ -146,6 +146,12 @@ class Bench:
             return self.task.train_step(batch, trainer.model, trainer.optimizer)[self.task.loss]
 
         return self.strategy.run(step, (batch,))
+
+    def _still_step(self):
+        import tensorflow as tf
+
+        variables = self.trainer.model.trainable_variables
+        self.trainer.optimizer.apply_gradients((tf.zeros_like(v), v) for v in variables)
 
     def _restart(self):
         for variable, value in self._start:

@@ -4,6 +4,7 @@ r"""Writes the bundle of a trained network and proves that it computes the same.
 
 The configuration is the one beside the checkpoint. The bundle holds f0, f1, memory and
 post-processing as `.tflite`, the manifest that describes them, and a report of the verification.
+The --model_dir of a policy's training gives a bundle with the policy in it.
 """
 
 from absl import flags, logging

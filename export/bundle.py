@@ -4,11 +4,14 @@ import dataclasses
 import os
 
 import numpy as np
+import tensorflow as tf
 
 from export import convert, gate, graphs, post
 from memvid_tf import files, provenance
 from memvid_tf.detection.matching import CODER_WEIGHTS
-from memvid_tf.models.interleaved import InterleavedDetector
+from memvid_tf.errors import UserError
+from memvid_tf.evaluation.checkpoint_network import policy_spec
+from memvid_tf.layers.fake_quant import Quantize
 from memvid_tf.runtime import manifest as schema
 from memvid_tf.runtime.bundle import MANIFEST, file_entry
 from memvid_tf.runtime.interpreter import Graph
@@ -20,13 +23,13 @@ GOLDEN_SEED = 1903  # any fixed number: goldens must not change from one export 
 
 HEADS = ("box_encodings", "class_logits")
 POST_EDGES = tuple((f"memory/step/{name}", f"post/{graphs.SERVING}/{name}") for name in HEADS)
-EDGES = graphs.EDGES + POST_EDGES
 CALLS = {
     "f0": (f"f0/{graphs.SERVING}", "memory/step"),
     "f1": (f"f1/{graphs.SERVING}", "memory/step"),
     "update": (f"f0/{graphs.SERVING}", "memory/update"),
     "post": (f"post/{graphs.SERVING}",),
 }
+POLICY_CALL = (f"policy/{graphs.SERVING}",)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,25 +49,30 @@ class Options:
     )
 
 
-def convert_graphs(model: InterleavedDetector, options: Options) -> dict[str, bytes]:
+def convert_graphs(trained: Trained, options: Options) -> dict[str, bytes]:
     """The flatbuffers of a network, past the gate.
 
     Args:
-      model: a network with simulated quantization for "int8", without for "float32".
+      trained: a network with simulated quantization for "int8", without for "float32".
       options: of the export.
 
     Returns:
-      The bytes of f0, f1, memory and post.
+      The bytes of f0, f1, memory and post, and of policy if the network has one.
 
     Raises:
       GateError: if a graph is not one that an accelerator runs whole; names the tensors.
     """
+    model, sources = trained.model, graphs.interleaved(trained.model)
+    if trained.policy is not None:
+        sources["policy"] = graphs.policy_graph(model, trained.policy)
+        _check_observed(trained.policy)
+    _check_observed(model)
     flatbuffers = {
         name: convert.convert(graph.module, graph.signatures, precision=options.precision)
-        for name, graph in graphs.interleaved(model).items()
+        for name, graph in sources.items()
     }
     # First these alone: the post-processing graph is made from the ranges of the heads.
-    gate.check(flatbuffers, graphs.EDGES + graphs.STATE_EDGES, precision=options.precision)
+    gate.check(flatbuffers, _tensor_edges(trained), precision=options.precision)
     heads = gate.tensor_info(flatbuffers["memory"], "step").outputs
     quantization = {name: None for name in HEADS}
     if options.precision == "int8":
@@ -86,6 +94,23 @@ def convert_graphs(model: InterleavedDetector, options: Options) -> dict[str, by
     return flatbuffers
 
 
+def _tensor_edges(trained: Trained) -> tuple[tuple[str, str], ...]:
+    """Edges between the graphs in front of the post-processing."""
+    policy_edges = () if trained.policy is None else graphs.POLICY_EDGES
+    return graphs.EDGES + graphs.STATE_EDGES + policy_edges
+
+
+def _check_observed(network: tf.Module) -> None:
+    """Refuses a network with a quantization range that no training step has seen."""
+    for layer in network.submodules:
+        if isinstance(layer, Quantize) and layer.built and "max" in layer.ranges:
+            if float(layer.ranges["max"]) == 0.0:
+                raise UserError(
+                    f"the quantization range of {layer.name!r} was never observed; train for a few "
+                    "steps with task.model.quantization=int8 before exporting"
+                )
+
+
 def write(trained: Trained, options: Options, output_dir: str) -> None:
     """Writes a bundle, whole or not at all.
 
@@ -97,7 +122,7 @@ def write(trained: Trained, options: Options, output_dir: str) -> None:
     Raises:
       GateError: see `convert_graphs`.
     """
-    flatbuffers = convert_graphs(trained.model, options)
+    flatbuffers = convert_graphs(trained, options)
     with files.atomic_folder(output_dir) as folder:
         for graph, flatbuffer in flatbuffers.items():
             with open(os.path.join(folder, f"{graph}.tflite"), "wb") as file:
@@ -126,6 +151,7 @@ def _manifest(trained, options, flatbuffers, name) -> schema.Manifest:
     model = trained.model
     specs = {graph: _graph_spec(graph, data) for graph, data in flatbuffers.items()}
     step = specs["memory"].signatures["step"]
+    policy = trained.policy
     return schema.Manifest(
         schema_version=schema.SCHEMA_VERSION,
         system="interleaved",
@@ -143,14 +169,15 @@ def _manifest(trained, options, flatbuffers, name) -> schema.Manifest:
         ),
         graphs=specs,
         state=tuple(_state_spec(name, output, step) for name, output in graphs.STATE),
-        edges=EDGES + graphs.STATE_EDGES,
-        calls=CALLS,
+        edges=_tensor_edges(trained) + POST_EDGES,
+        calls=CALLS if policy is None else {**CALLS, "policy": POLICY_CALL},
         golden=(),
         updates_state={"f0": True, "f1": False},
         anchors=tuple(tuple(float(x) for x in anchor) for anchor in model.anchors),
         box_coder=schema.BoxCoder(*CODER_WEIGHTS),
         post=options.post,
         tau=options.tau,
+        policy=None if policy is None else policy_spec(policy.config),
     )
 
 
@@ -203,6 +230,11 @@ def _write_goldens(folder: str, manifest: schema.Manifest) -> tuple[schema.Golde
     recorder.record("memory/update", {**features["f1"], **state})
     outputs = recorder.record("memory/step", {**features["f1"], **state})
     recorder.record(CALLS["post"][0], {name: outputs[name] for name in HEADS})
+    if manifest.policy is not None:
+        after = {s.input: outputs[s.output] for s in manifest.state}
+        before = {f"{name}_before": tensor for name, tensor in state.items()}
+        eta = _random_eta(rng, manifest)
+        recorder.record(POLICY_CALL[0], {**after, **before, "eta": eta})
     return tuple(recorder.goldens)
 
 
@@ -237,6 +269,14 @@ class _Recorder:
                 os.path.join(self._folder, names[name])
             )
         return names
+
+
+def _random_eta(rng, manifest: schema.Manifest) -> np.ndarray:
+    spec = manifest.tensor(f"{POLICY_CALL[0]}/eta", "inputs")
+    eta = rng.integers(0, 2, spec.shape) * manifest.policy.eta_one
+    if spec.dtype == "int8":
+        eta = np.rint(eta / spec.scale) + spec.zero_point
+    return eta.astype(spec.dtype)
 
 
 def _random_image(rng, spec: schema.TensorSpec) -> np.ndarray:

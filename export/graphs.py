@@ -2,7 +2,8 @@
 
 f0 and f1 turn a frame into features. `memory` has two signatures that share their weights: `step`
 takes features and state to predictions and the next state; `update` leaves the predictions out,
-for the asynchronous worker whose frame is shown by f1 anyway.
+for the asynchronous worker whose frame is shown by f1 anyway. `policy`, where there is one, reads the
+state after and before a frame.
 """
 
 from collections.abc import Mapping
@@ -13,6 +14,7 @@ import tensorflow as tf
 from memvid_tf.errors import UserError
 from memvid_tf.layers.conv_lstm import FactoredCell, State
 from memvid_tf.models.interleaved import InterleavedDetector
+from memvid_tf.models.policy import Policy
 
 SERVING = "serving_default"
 STATE = tuple((name, f"{name}_next") for name in State._fields)  # input and output names, in order
@@ -29,6 +31,13 @@ STATE_EDGES = tuple(
     for consumer in ("step", "update")
     for name, output in STATE
 )
+BEFORE = tuple(f"{name}_before" for name in State._fields)
+POLICY_EDGES = tuple(
+    (f"memory/{producer}/{output}", f"policy/{SERVING}/{consumer}")
+    for producer in ("step", "update")
+    for (name, output), before in zip(STATE, BEFORE)
+    for consumer in (name, before)
+)
 
 
 class Graph(NamedTuple):
@@ -43,8 +52,8 @@ class Graph(NamedTuple):
     signatures: Mapping[str, tf.types.experimental.GenericFunction]
 
 
-class _Interleaved(tf.Module):
-    """Keeps the network alive for the SavedModel."""
+class _Kept(tf.Module):
+    """Keeps a network alive for the SavedModel."""
 
     def __init__(self, model):
         super().__init__()
@@ -62,7 +71,7 @@ def interleaved(model: InterleavedDetector) -> dict[str, Graph]:
             f"task.model.cell {model.config.cell!r} has weights of its own for each extractor and "
             "cannot be exported as one memory graph; train with task.model.cell=factored"
         )
-    module = _Interleaved(model)
+    module = _Kept(model)
 
     def extractor(name):
         spec = tf.TensorSpec([1, *model.frame_size(name), 3], tf.float32, "image")
@@ -99,3 +108,17 @@ def interleaved(model: InterleavedDetector) -> dict[str, Graph]:
         "f1": extractor("f1"),
         "memory": Graph(module, {"step": step_signature, "update": update_signature}),
     }
+
+
+def policy_graph(model: InterleavedDetector, policy: Policy) -> Graph:
+    """The graph of a detector's policy, in inference mode: c, h, c_before, h_before and eta to
+    q_values [1, 2]."""
+    map_shape = [1, *model.map_size, model.config.state_channels]
+    specs = [tf.TensorSpec(map_shape, tf.float32, name) for name in (*State._fields, *BEFORE)]
+    specs.append(tf.TensorSpec([1, policy.config.history], tf.float32, "eta"))
+
+    @tf.function(input_signature=specs)
+    def decide(c, h, c_before, h_before, eta):
+        return {"q_values": policy(State(c, h), State(c_before, h_before), eta)}
+
+    return Graph(_Kept(policy), {SERVING: decide})

@@ -20,6 +20,7 @@ from memvid_tf.tasks.trained import Trained
 
 DRIFT_FRAMES = (1, 10, 100, 1000)
 MODES = ("f0", "f1", "9", "async9")
+ADAPTIVE_MODES = ("adaptive", "adaptive+async")  # of bundles with a policy
 REPORT_JSON, REPORT_MD = "report.json", "report.md"
 
 
@@ -107,10 +108,11 @@ def verify(trained: Trained, bundle: Bundle, data: clips.ClipConfig) -> dict:
     with tqdm(total=limit, desc="drift", unit="frame") as bar:
         rows = drift(trained, bundle, _video(data, limit), advance=bar.update)
     info = records.read_info(data.input_path)
-    modes = [rollout.parse_mode(word) for word in MODES]
+    words = MODES if trained.policy is None else (*MODES, *ADAPTIVE_MODES)
+    modes = [rollout.parse_mode(word) for word in words]
     scores = {}
     for name, network in (
-        ("checkpoint", CheckpointNetwork(trained.model)),
+        ("checkpoint", CheckpointNetwork(trained.model, trained.policy)),
         ("bundle", BundleNetwork(bundle)),
     ):
         with tqdm(total=info.split(data.split).clips, desc=f"mAP of {name}", unit="clip") as bar:

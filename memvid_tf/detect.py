@@ -3,6 +3,7 @@
   python -m memvid_tf.detect --bundle=exported/tiny --video=clip.mp4 --output=boxes.mp4
   python -m memvid_tf.detect --bundle=exported/tiny --video=frames/ --json=found.jsonl --mode=async
   python -m memvid_tf.detect --bundle=exported/tiny --video=0 --max_frames=300 --tau=4
+  python -m memvid_tf.detect --bundle=exported/tiny --video=clip.mp4 --mode=adaptive --max_tau=19
 
 Needs NumPy, OpenCV and LiteRT, not TensorFlow.
 """
@@ -30,6 +31,7 @@ from memvid_tf.runtime.annotate import annotate
 from memvid_tf.runtime.asynchronous import AsyncRunner, MemoryUpdater
 from memvid_tf.runtime.bundle import Bundle
 from memvid_tf.runtime.detector import InterleavedDetector
+from memvid_tf.runtime.policy import Policy
 from memvid_tf.runtime.runners import FrameResult, SyncRunner
 from memvid_tf.runtime.video import FrameSource, VideoWriter, open_source
 
@@ -49,9 +51,13 @@ _JSON = flags.DEFINE_string(
     "detections (label, score, box [ymin, xmin, ymax, xmax] normalised).",
 )  # fmt: skip
 _MODE = flags.DEFINE_enum(
-    "mode", "sync", ["sync", "async"],
-    "sync: one extractor a frame. async: f1 on every frame, f0 in a thread beside it.",
+    "mode", "sync", ["sync", "async", "adaptive", "adaptive+async"],
+    "sync: one extractor a frame. async: f1 on every frame, f0 in a thread beside it. adaptive: the "
+    "bundle's policy picks the extractor. adaptive+async: it decides when f0's thread starts.",
 )  # fmt: skip
+_MAX_TAU = flags.DEFINE_integer(
+    "max_tau", None, "Adaptive modes: most f1 frames in a row, such as 19. Default: any number.", 0
+)
 _TAU = flags.DEFINE_string(
     "tau", None, "f1 frames after every f0 frame, such as 9; 'f0' or 'f1' for one extractor alone "
     "(sync). Default: the bundle's.",
@@ -100,13 +106,31 @@ class Summary:
 
 
 def make_runner(
-    bundle: Bundle, mode: str, tau: str | None, score_threshold: float | None, threads: int
+    bundle: Bundle,
+    mode: str,
+    tau: str | None,
+    score_threshold: float | None,
+    threads: int,
+    max_tau: int | None = None,
 ) -> SyncRunner | AsyncRunner:
     """The runner that the flags describe.
 
     Raises:
-      UserError: a tau that is none, or that the mode cannot run.
+      UserError: a tau that is none, or that the mode cannot run, or a bundle without a policy where
+        the mode needs one.
     """
+    if mode.startswith("adaptive"):
+        if tau is not None:
+            raise UserError(
+                f"--tau={tau} is of fixed schedules; --mode={mode} knows --max_tau, a bound"
+            )
+        adaptive = schedules.AdaptiveSchedule(Policy(bundle, threads), max_tau)
+        detector = InterleavedDetector(bundle, threads, score_threshold)
+        if mode == "adaptive":
+            return SyncRunner(detector, adaptive)
+        return AsyncRunner(detector, None, MemoryUpdater(bundle, threads), schedule=adaptive)
+    if max_tau is not None:
+        raise UserError(f"--max_tau={max_tau} bounds adaptive modes; --mode={mode} knows --tau")
     schedule = schedules.parse(str(bundle.manifest.tau) if tau is None else tau)
     detector = InterleavedDetector(bundle, threads, score_threshold)
     if mode == "sync":
@@ -158,7 +182,8 @@ def open_outputs(
                 line = json_line(result, fps, labels)
                 lines.write(json.dumps(line, ensure_ascii=False) + "\n")
             if video is not None:
-                video.write(annotate(frame, result, labels, _MODE.value))
+                drawn = "async" if _MODE.value.endswith("async") else "sync"
+                video.write(annotate(frame, result, labels, drawn))
 
         yield write
 
@@ -231,7 +256,12 @@ def main(argv: list[str]) -> int:
         with open_source(_VIDEO.value) as source:
             fps = _FPS.value or source.fps or _DEFAULT_FPS
             runner = make_runner(
-                bundle, _MODE.value, _TAU.value, _SCORE_THRESHOLD.value, _THREADS.value
+                bundle,
+                _MODE.value,
+                _TAU.value,
+                _SCORE_THRESHOLD.value,
+                _THREADS.value,
+                _MAX_TAU.value,
             )
             with open_outputs(fps, bundle.labels) as write:
                 start = time.perf_counter()

@@ -4,9 +4,18 @@ r"""Scores a trained network or an exported bundle in every inference mode.
     --output=results.json
   python -m memvid_tf.evaluate --bundle=bundles/tiny --input_path=data/synthetic
 
-A mode is f0 or f1 (one extractor on every frame), a number τ (f0 once, then f1 τ times), asyncτ
-(f0 beside f1), each optionally with +update (f1 writes to the memory too).
+A mode is f0 or f1 (one extractor on every frame), a number τ (f0 once, then f1 τ times), each
+optionally with +update (f1 writes to the memory too), asyncτ (f0 beside f1), adaptive (a learned
+policy decides; adaptive19 bounds the run of f1s), adaptive+async, or random20 (f0 on 20 % of the
+frames by lot).
+
+  python -m memvid_tf.evaluate --bundle=bundles/tiny --streaming --latency=host.json --fps=30
+
+--streaming scores every frame with the newest detections that were ready when it was seen, at the
+speed that `python -m benchmarks.host` measured.
 """
+
+import functools
 
 from absl import flags
 
@@ -18,6 +27,12 @@ flags.DEFINE_string(
 )
 flags.DEFINE_string(
     "checkpoint", "", "Checkpoint in --model_dir; the newest by default. Example: ckpt-800"
+)
+flags.DEFINE_bool(
+    "simulate_quantization",
+    True,
+    "--model_dir: whether a quantization-aware network is scored with its fake-quantization, or "
+    "its weights in float.",
 )
 flags.DEFINE_string(
     "bundle", None, "Exported bundle to score instead of a checkpoint. Example: bundles/tiny"
@@ -31,22 +46,46 @@ flags.DEFINE_enum(
     ["plain", "size_dependent"],
     "IoU threshold of a match: .5, or less for small objects as in the VID challenge.",
 )
+flags.DEFINE_bool("streaming", False, "Whether frames have to be detected in time.")
+flags.DEFINE_float("fps", 30.0, "--streaming: frames a second of the camera. Example: 30", 0.1, 1e4)
+flags.DEFINE_string(
+    "latency", "", "--streaming: JSON of benchmarks.host. Example: benchmarks/results/host_paper.json"
+)
+flags.DEFINE_integer("latency_threads", 1, "--streaming: threads of the measurement. Example: 2", 1)
+flags.DEFINE_enum(
+    "latency_source",
+    "medians",
+    ["medians", "trace"],
+    "--streaming: each graph's median, or the recorded frames one after another.",
+)
+flags.DEFINE_float(
+    "deadline_ms",
+    0.0,
+    "--streaming: how long after a frame was seen its detections are looked at. Example: 33.3",
+    0.0,
+)
 flags.DEFINE_string("output", "", "JSON file for the results. Example: --output=results.json")
 
 
-def from_model_dir(model_dir: str, checkpoint: str):
+def from_model_dir(model_dir: str, checkpoint: str, simulate_quantization: bool):
     """The network of a training, its coder, its configuration and its name."""
     from memvid_tf.detection.matching import CODER_WEIGHTS
     from memvid_tf.evaluation.checkpoint_network import CheckpointNetwork
     from memvid_tf.runtime.manifest import BoxCoder
     from memvid_tf.tasks import trained
 
-    found = trained.load(model_dir, checkpoint)
+    found = trained.load(model_dir, checkpoint, "" if simulate_quantization else "none")
+    quantization = found.params.task.model.quantization
     return (
-        CheckpointNetwork(found.model),
+        CheckpointNetwork(found.model, found.policy),
         BoxCoder(*CODER_WEIGHTS),
         found.params.task.validation_data,
-        {"model_dir": model_dir, "step": found.step, "seed": found.params.task.seed},
+        {
+            "model_dir": model_dir,
+            "precision": "int8" if quantization == "int8" else "float32",
+            "step": found.step,
+            "seed": found.params.task.seed,
+        },
     )
 
 
@@ -72,6 +111,23 @@ def from_bundle(path: str):
     )
 
 
+def streaming_score(precision: str):
+    """`streaming.evaluate` at the flags' speed, and what the results say about it."""
+    from memvid_tf.evaluation import streaming
+
+    if not FLAGS.latency:
+        raise errors.UserError(
+            "--streaming needs --latency=…, a results file of python -m benchmarks.host"
+        )
+    latencies = streaming.read_latencies(
+        FLAGS.latency, precision, FLAGS.latency_threads, FLAGS.latency_source == "trace"
+    )
+    setting = {"fps": FLAGS.fps, "deadline_ms": FLAGS.deadline_ms}
+    score = functools.partial(streaming.evaluate, latencies=latencies, **setting)
+    source = {"latency": FLAGS.latency, "threads": FLAGS.latency_threads}
+    return score, {"streaming": {**setting, **source, "source": FLAGS.latency_source}}
+
+
 def main(argv):
     if len(argv) > 1:
         raise errors.UserError(f"unexpected argument {argv[1]!r}; every option is a --flag")
@@ -87,13 +143,18 @@ def main(argv):
     if FLAGS.bundle:
         network, coder, data, source = from_bundle(FLAGS.bundle)
     else:
-        network, coder, data, source = from_model_dir(FLAGS.model_dir, FLAGS.checkpoint)
+        network, coder, data, source = from_model_dir(
+            FLAGS.model_dir, FLAGS.checkpoint, FLAGS.simulate_quantization
+        )
     data = data.replace(
         input_path=FLAGS.input_path or data.input_path, split=FLAGS.split or data.split
     )
     info = records.read_info(data.input_path)
+    score, settings = scoring.evaluate, {}
+    if FLAGS.streaming:
+        score, settings = streaming_score(source["precision"])
     with tqdm(total=info.split(data.split).clips, desc="evaluating", unit="clip") as bar:
-        results = scoring.evaluate(
+        results = score(
             network,
             clips.clip_dataset(data).as_numpy_iterator(),
             modes,
@@ -103,12 +164,13 @@ def main(argv):
             advance=bar.update,
         )
     by_mode = {name: result.to_json() for name, result in results.items()}
-    print(report.mode_table(by_mode))
+    print(report.streaming_table(by_mode) if FLAGS.streaming else report.mode_table(by_mode))
     if FLAGS.output:
         result = {
             **source,
             "data": {"input_path": data.input_path, "split": data.split},
             "matching": FLAGS.matching,
+            **settings,
             "modes": by_mode,
             "provenance": provenance.describe(),
         }

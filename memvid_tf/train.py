@@ -1,6 +1,9 @@
 r"""Trains a network of the zoo.
 
   python -m memvid_tf.train --config_file=configs/interleaved_tiny.yaml --model_dir=runs/tiny
+  python -m memvid_tf.train --experiment=interleaved_policy --model_dir=runs/tiny_policy \
+    --config_file=configs/interleaved_tiny_policy.yaml \
+    --params_override=task.base_model_dir=runs/tiny
 
 Started again with the same --model_dir it goes on from the last checkpoint, and ends with the same
 weights as if it had never stopped. The configuration is written beside the checkpoints.
@@ -14,7 +17,9 @@ from memvid_tf import errors
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string(
-    "experiment", "interleaved", "Registered experiment whose defaults are used: interleaved."
+    "experiment",
+    "interleaved",
+    "Registered experiment whose defaults are used: interleaved, or interleaved_policy.",
 )
 flags.DEFINE_multi_string(
     "config_file",
@@ -41,17 +46,17 @@ flags.DEFINE_enum(
 
 def check_same_model(params, model_dir: str) -> None:
     """Refuses to go on in the folder of another network."""
-    import yaml
-
     from memvid_tf.tasks import checkpoints, configuration
 
     path = os.path.join(model_dir, configuration.PARAMS_FILE)
     if checkpoints.latest(model_dir) is None or not os.path.exists(path):
         return
-    with open(path, encoding="utf-8") as file:
-        saved = yaml.safe_load(file)
+    saved = configuration.read_yaml(path).get("task", {})
+    networks = [name for name in ("model", "policy") if hasattr(params.task, name)]
     found = configuration.difference(
-        saved["task"]["model"], params.task.model.as_dict(), "task.model."
+        {name: saved.get(name, {}) for name in networks},
+        {name: getattr(params.task, name).as_dict() for name in networks},
+        "task.",
     )
     if found:
         raise errors.UserError(
@@ -70,6 +75,7 @@ def main(argv):
     from memvid_tf.tasks import configuration, training
 
     params = configuration.load(FLAGS.experiment, FLAGS.config_file, FLAGS.params_override)
+    params = training.completed(params)
     check_same_model(params, FLAGS.model_dir)
     training.run(params, FLAGS.model_dir, FLAGS.mode)
 

@@ -37,7 +37,8 @@ def test_anchors_of_the_paper():
     squares = anchors[np.isclose(anchors[:, 2], anchors[:, 3])]
     scales = [0.2, 0.3875, 0.575, 0.7625, 0.95, 1.0]
     middles = [(a * b) ** 0.5 for a, b in zip(scales, scales[1:])]
-    np.testing.assert_allclose(np.unique(squares[:, 2].round(5)), sorted(scales[:5] + middles), atol=1e-5)
+    sides = np.unique(squares[:, 2].round(5))
+    np.testing.assert_allclose(sides, sorted(scales[:5] + middles), atol=1e-5)
     reduced = make_anchors(sizes, AnchorSpec(reduce_lowest=True))
     assert len(reduced) == len(anchors) - 100
     np.testing.assert_array_equal(reduced[300:], anchors[400:])

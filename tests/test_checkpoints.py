@@ -1,5 +1,6 @@
 """Restoring networks from checkpoints: whole, or refused with a reason and nothing changed."""
 
+import gc
 import os
 import re
 
@@ -165,16 +166,23 @@ DAMAGES = {
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_checkpoint_is_refused_and_changes_nothing(plain, path, damage, tmp_path, caplog):
+def test_a_damaged_checkpoint_is_refused_and_changes_nothing(
+    plain, path, damage, tmp_path, monkeypatch
+):
     damaged = copy(path, tmp_path, DAMAGES[damage])
-    before = values(plain)
+    before, warnings = values(plain), []
+    monkeypatch.setattr(tf.get_logger(), "handle", warnings.append)
     with pytest.raises(UserError) as caught:
         checkpoints.restore(plain, damaged)
-    assert re.match(rf"checkpoint '{re.escape(damaged)}' (is damaged|cannot be read): .", str(caught.value))
-    assert "\n" not in str(caught.value)
+    message = str(caught.value)
+    assert re.match(rf"checkpoint '{re.escape(damaged)}' (is damaged|cannot be read): .", message)
+    assert "\n" not in message
     assert_same(values(plain), before)
-    # One line is what a user sees, not a page of warnings about what was not restored.
-    assert not [record for record in caplog.records if "unrestored" in record.getMessage()]
+    # One line is what a user sees. A restoration that TensorFlow gives up half-way warns of every
+    # value, once nothing refers to it any more.
+    del caught
+    gc.collect()
+    assert not [record.getMessage() for record in warnings]
 
 
 def test_the_step_of_a_checkpoint(plain, path, tmp_path):

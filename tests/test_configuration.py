@@ -294,7 +294,8 @@ def test_the_defaults_of_the_detector_survive_saving(tmp_path):
     configuration.save(params, str(tmp_path))
     again = configuration.load_saved(str(tmp_path))
     assert configuration.difference(params.as_dict(), again.as_dict()) is None
-    assert type(again.task) is type(params.task) and type(again.task.model) is type(params.task.model)
+    assert type(again.task) is type(params.task)
+    assert type(again.task.model) is type(params.task.model)
 
 
 def test_the_detector_refuses_what_it_does_not_know():
@@ -310,27 +311,37 @@ def test_the_detector_refuses_what_it_does_not_know():
             configuration.load(detection_experiment(), pairs=pairs)
 
 
+# Policies take their network from another training.
 CONFIGS = sorted(
-    (pathlib.Path(__file__).resolve().parent.parent / "configs").glob("interleaved_*.yaml")
+    path
+    for path in (pathlib.Path(__file__).resolve().parents[1] / "configs").glob("interleaved_*.yaml")
+    if not path.stem.endswith("_policy")
 )
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
-def test_the_configurations_of_the_repository_make_networks(path):
+def test_the_configurations_of_the_repository_load_with_the_command_of_their_header(path):
+    from memvid_tf.tasks import training  # noqa: F401  (registers all experiments)
+
+    command = path.read_text().replace("\\\n#", " ")
+    names = re.findall(r"--config_file=(\S+)", command)  # several where one is laid over another
+    assert names and names[-1] == f"configs/{path.name}"
+    (experiment,) = {*re.findall(r"--experiment=(\S+)", command)} or {detection_experiment()}
+    files = [str(path.parent.parent / name) for name in names]
+    params = configuration.load(experiment, files)
+    if experiment == detection_experiment():
+        check_network(params.task)
+
+
+def check_network(task):
+    """Builds the network and compares what it takes with what the data gives."""
     from memvid_tf.models import interleaved
 
-    # Files that are laid over others say so in the command of their header.
-    command = path.read_text().replace("\\\n#", " ")
-    names = re.findall(r"--config_file=(\S+)", command)
-    assert names and names[-1] == f"configs/{path.name}"
-    params = configuration.load(
-        detection_experiment(), [str(path.parent.parent / name) for name in names]
-    )
-    model = interleaved.build(params.task.model)
-    assert tuple(params.task.train_data.image_size) == tuple(params.task.model.image_size)
-    assert tuple(params.task.validation_data.image_size) == tuple(params.task.model.image_size)
+    model = interleaved.build(task.model)
+    size = tuple(task.model.image_size)
+    assert tuple(task.train_data.image_size) == tuple(task.validation_data.image_size) == size
     stride = model.extractors["f0"].stride
-    assert model.map_size == tuple(side // stride for side in params.task.model.image_size)
+    assert model.map_size == tuple(side // stride for side in size)
 
 
 def test_there_are_configurations():

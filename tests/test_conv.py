@@ -1,5 +1,8 @@
 """Convolution layers against NumPy: batch normalisation, its folding, quantization, groups."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -234,7 +237,8 @@ def test_a_float_checkpoint_restores_into_the_quantized_layer(kind, tmp_path):
     # that adds up to sum|x|·|w|max / 254, plus half a step of [0, 6]. (The bound holds for every
     # single output; on average errors cancel.)
     w = arrays(plain)
-    kernel, _ = reference.fold(*(w[n] for n in ("kernel", "mean", "variance", "scale", "bias")), EPSILON)
+    statistics = (w[n] for n in ("mean", "variance", "scale", "bias"))
+    kernel, _ = reference.fold(w["kernel"], *statistics, EPSILON)
     ones = np.ones_like(kernel) * np.abs(kernel).max((0, 1) if kernel.ndim == 3 else (0, 1, 2))
     bound = convolve(quantized, np.abs(x), ones) / 254 + 3 / 255
     assert np.all(np.abs(out - expected) <= 1.001 * bound)
@@ -340,3 +344,45 @@ def test_channels_that_groups_do_not_divide_are_refused(channels, filters):
 def test_a_momentum_outside_of_0_1_is_refused(momentum):
     with pytest.raises(ValueError, match=f"momentum {momentum}"):
         BatchNorm(momentum)
+
+
+REPLICAS = """
+import numpy as np
+import memvid_tf
+import tensorflow as tf
+
+cpu = tf.config.list_physical_devices("CPU")[0]
+tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
+
+from memvid_tf.layers.conv import BatchNorm, Conv
+from memvid_tf.layers.fake_quant import Scheme
+
+strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+with strategy.scope():
+    layer = Conv(3, norm=BatchNorm(0.5), scheme=Scheme())
+    layer(tf.zeros([1, 4, 4, 2]))
+
+batches = np.random.default_rng(0).normal(size=(2, 1, 4, 4, 2)).astype(np.float32)
+batches[1] *= 5
+inputs = strategy.experimental_distribute_values_from_function(
+    lambda context: tf.constant(batches[context.replica_id_in_sync_group])
+)
+outputs = tf.function(lambda x: strategy.run(lambda x: layer(x, training=True), (x,)))(inputs)
+
+kernel = strategy.experimental_local_results(layer.kernel)[0].numpy()[0, 0]
+mean = np.mean([(x @ kernel).mean((0, 1, 2)) for x in batches], 0)
+np.testing.assert_allclose(layer.mean.read_value(), 0.5 * mean, rtol=1e-5, atol=1e-6)
+
+low, high = (float(v.read_value()) for v in layer.output_range.ranges.values())
+found = [x.numpy() for x in strategy.experimental_local_results(outputs)]
+# Each replica rounds to the range of its own batch: its extrema are those of its outputs.
+np.testing.assert_allclose(low, np.mean([x.min() for x in found]), atol=0.1)
+np.testing.assert_allclose(high, np.mean([x.max() for x in found]), atol=0.1)
+"""
+
+
+@pytest.mark.slow
+def test_replicas_share_their_statistics_and_ranges_as_means():
+    # In a process of its own, since devices are divided before TensorFlow starts.
+    result = subprocess.run([sys.executable, "-c", REPLICAS], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr[-2000:]

@@ -10,7 +10,6 @@ from tensorflow_model_optimization.python.core.quantization.keras import quantiz
 import reference
 from memvid_tf.layers.conv_lstm import CELLS, FactoredCell, PaperCell, State
 from memvid_tf.layers.fake_quant import Scheme
-from memvid_tf.tasks import checkpoints
 
 CHANNELS, GROUPS = 12, 3
 SIZE = 4  # channels of a group
@@ -222,7 +221,8 @@ def test_both_extractors_meet_in_one_graph_of_the_factored_memory():
     cell = built(FactoredCell(CHANNELS, GROUPS, Scheme()))
     random = np.random.default_rng(70)
     x = tf.constant(random.normal(0, 2, [2, *MAP, CHANNELS]).astype(np.float32))
-    state = State(*(tf.constant(random.uniform(0, 6, [2, *MAP, CHANNELS]), tf.float32) for _ in "ch"))
+    shape = [2, *MAP, CHANNELS]
+    state = State(*(tf.constant(random.uniform(0, 6, shape), tf.float32) for _ in "ch"))
     for a, b in zip(tf.nest.flatten(cell(x, state, "f0")), tf.nest.flatten(cell(x, state, "f1"))):
         np.testing.assert_array_equal(a, b)
 

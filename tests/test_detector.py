@@ -16,11 +16,11 @@ from memvid_tf.errors import UserError
 from memvid_tf.runtime.asynchronous import AsyncRunner, MemoryUpdater
 from memvid_tf.runtime.bundle import Bundle, file_entry
 from memvid_tf.runtime.detector import InterleavedDetector
-from memvid_tf.runtime.manifest import BundleError, ImageSpec, TensorSpec
+from memvid_tf.runtime.manifest import BundleError, ImageSpec, PolicySpec, TensorSpec
 from memvid_tf.runtime.postprocess import Detections
 from memvid_tf.runtime.preprocess import ImagePreparer, PreparedFrame, box_mean, resize
 from memvid_tf.runtime.runners import SyncRunner
-from memvid_tf.runtime.schedules import FixedSchedule
+from memvid_tf.runtime.schedules import ACTIONS, AdaptiveSchedule, FixedSchedule
 
 
 class Loop:
@@ -358,6 +358,44 @@ def test_the_real_worker_computes_what_a_loop_does():
                 _, state = loop.frame(frames[index], "f0", state or loop.empty)
             wanted, _ = loop.frame(frames[index], "f1", state)
             assert_same(result.detections, wanted)
+
+
+class Wish:
+    """A policy that always wants f0 and writes down what it was shown."""
+
+    def __init__(self, observes):
+        self.spec = PolicySpec(ACTIONS, 3, 6.0, observes)
+        self.asked = []
+
+    def q_values(self, after, before, eta):
+        self.asked.append((after, before, eta.tolist()))
+        return np.array([1.0, 0.0], np.float32)
+
+
+def test_a_policy_starts_the_worker_and_hears_that_it_was_busy():
+    tape, wish = Tape(), Wish("memory")
+    runner = AsyncRunner(
+        tape, None, updater=tape, executor=tape, schedule=AdaptiveSchedule(wish)
+    )
+    results = runner.run(itertools.count())
+    next(results), next(results), next(results)
+    assert tape.take() == [
+        "update 0 on empty", "f1 0", "step 0 on 0", "submit 1", "f1 1", "step 1 on 0",
+        "f1 2", "step 2 on 0",
+    ]  # fmt: skip
+    tape.work()
+    next(results)
+    assert tape.take() == ["update 1 on 0", "submit 3", "f1 3", "step 3 on 1"]
+    assert wish.asked == [
+        (0, "empty", [0, 0, 0]), (0, 0, [0, 0, 0]), (0, 0, [1, 0, 0]), (1, 0, [0, 1, 0]),
+    ]  # fmt: skip
+    results.close()
+
+
+def test_a_worker_has_one_reason_to_start():
+    for tau, schedule in ((None, None), (3, FixedSchedule(3))):
+        with pytest.raises(ValueError, match="give one of them"):
+            AsyncRunner(Tape(), tau, updater=Tape(), schedule=schedule)
 
 
 def test_closing_early_or_failing_ends_the_worker():

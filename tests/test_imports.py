@@ -17,12 +17,11 @@ ALLOWED = {
     "runtime": {"errors"},
     "evaluation": {"errors", "files", "detection", "models", "runtime"},
     "data": {"errors", "files", "evaluation"},
-    "tasks": {
-        "errors", "files", "layers", "detection", "models", "runtime", "evaluation", "data",
-    },
     "rl": {
         "errors", "files", "layers", "detection", "models", "runtime", "evaluation", "data",
-        "tasks",
+    },
+    "tasks": {
+        "errors", "files", "layers", "detection", "models", "runtime", "evaluation", "data", "rl",
     },
 }  # fmt: skip
 ABOVE = {"memvid_tf": {"export", "benchmarks"}, "export": {"benchmarks"}, "benchmarks": set()}

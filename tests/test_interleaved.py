@@ -191,7 +191,8 @@ def test_training_moves_every_statistic_and_trains_every_weight():
     with tf.GradientTape() as tape:
         out = model(tf.constant(clip(7)), *steps_of([1, 3]), training=True)
         loss = sum(tf.reduce_sum(x**2) for x in out.values())
-    for variable, g in zip(model.trainable_variables, tape.gradient(loss, model.trainable_variables)):
+    weights = model.trainable_variables
+    for variable, g in zip(weights, tape.gradient(loss, weights)):
         assert g is not None and np.all(np.isfinite(g)) and np.any(g), variable.name
     for variable in model.non_trainable_variables:
         if variable is not model.norm.frozen:
@@ -295,8 +296,8 @@ def test_sizes_of_frames(factored):
         (dict(cell="lstm"), "model.cell: 'lstm' is not one of ['factored', 'paper']"),
         (dict(backbone="v3"), "model.backbone: 'v3' is not one of ['mobilenet_v2', 'tiny']"),
         (dict(quantization="int4"), "model.quantization: 'int4' is not one of ['int8', 'none']"),
-        (dict(image_size=(33, 32)), "model.image_size (33, 32) is not a multiple of model.shrink 2"),
-        (dict(image_size=(32, 47)), "model.image_size (32, 47) is not a multiple of model.shrink 2"),
+        (dict(image_size=(33, 32)), "image_size (33, 32) is not a multiple of model.shrink 2"),
+        (dict(image_size=(32, 47)), "image_size (32, 47) is not a multiple of model.shrink 2"),
         (dict(shrink=1), "(6, 4) for f1; they must be equal"),
         (dict(shrink=4), "(2, 1) for f1; they must be equal"),
         (dict(groups=3), "8 state channels cannot be divided into 3 groups"),

@@ -98,7 +98,8 @@ def test_background_anchors_have_no_box_loss():
 @pytest.mark.parametrize("box_weight", [1.0, 0.25])
 def test_the_total_is_for_each_positive_of_the_batch(box_weight):
     loss = loss_of(*batch(6))
-    expected = sum(loss.classification.numpy() + box_weight * loss.box.numpy()) / (0 + 1 + 3 + 12 + 40)
+    losses = loss.classification.numpy() + box_weight * loss.box.numpy()
+    expected = sum(losses) / (0 + 1 + 3 + 12 + 40)
     np.testing.assert_allclose(loss.total(box_weight), expected, rtol=1e-5)
 
 

@@ -13,8 +13,8 @@ ENCODING = dict(rtol=1e-4, atol=5e-5)
 
 def make_anchors(seed=0, count=60):
     random = np.random.default_rng(seed)
-    rows = np.concatenate([random.uniform(0, 1, [count, 2]), random.uniform(0.1, 0.7, [count, 2])], 1)
-    return rows.astype(np.float32)
+    centers, sizes = random.uniform(0, 1, [count, 2]), random.uniform(0.1, 0.7, [count, 2])
+    return np.concatenate([centers, sizes], 1).astype(np.float32)
 
 
 def make_boxes(random, shape):
@@ -68,7 +68,8 @@ def test_a_forced_match_overrides_a_better_one():
 
 def test_of_objects_that_want_the_same_anchor_the_first_gets_it():
     anchors = np.array([[0.5, 0.5, 0.4, 0.4], [0.1, 0.1, 0.1, 0.1]], np.float32)
-    boxes = np.array([[[0.35, 0.35, 0.6, 0.6], [0.3, 0.3, 0.7, 0.7], [0.4, 0.4, 0.7, 0.7]]], np.float32)
+    boxes = [[[0.35, 0.35, 0.6, 0.6], [0.3, 0.3, 0.7, 0.7], [0.4, 0.4, 0.7, 0.7]]]
+    boxes = np.array(boxes, np.float32)
     for classes in ([[5, 6, 7]], [[0, 6, 7]], [[0, 0, 7]]):
         classes = np.array(classes, np.int32)
         result, _ = assert_equal_to_loops(anchors, boxes, classes, 0.5)

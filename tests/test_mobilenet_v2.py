@@ -37,7 +37,9 @@ def test_channels_follow_the_rule_of_tf_slim(alpha, expected):
     assert tuple(scale_channels(c, alpha) for c in BASE) == tuple(max(c, 16) for c in expected)
 
 
-@pytest.mark.parametrize("channels, alpha", [(11, 1.0), (24, 0.36), (32, 0.28), (17, 1.0), (90, 1.1)])
+@pytest.mark.parametrize(
+    "channels, alpha", [(11, 1.0), (24, 0.36), (32, 0.28), (17, 1.0), (90, 1.1)]
+)
 def test_channels_are_multiples_of_8_at_most_a_tenth_below_the_product(channels, alpha):
     scaled = scale_channels(channels, alpha, min_depth=8)
     assert scaled % 8 == 0
@@ -167,7 +169,9 @@ def test_only_the_last_block_ends_in_the_final_activation(activation):
     assert (y.min() < 0) == (activation is None)
 
 
-@pytest.mark.parametrize("strides, filters, residual", [(1, 8, True), (2, 8, False), (1, 16, False)])
+@pytest.mark.parametrize(
+    "strides, filters, residual", [(1, 8, True), (2, 8, False), (1, 16, False)]
+)
 def test_a_residual_stands_where_shapes_agree(strides, filters, residual):
     random = np.random.default_rng(8)
     block = InvertedResidual(filters, 3, strides, None, BatchNorm(), None)

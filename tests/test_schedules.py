@@ -1,9 +1,18 @@
 """Which extractor runs when."""
 
+import numpy as np
 import pytest
 
 from memvid_tf.errors import UserError
-from memvid_tf.runtime.schedules import FixedSchedule, parse
+from memvid_tf.runtime.manifest import PolicySpec
+from memvid_tf.runtime.schedules import (
+    ACTIONS,
+    ActionHistory,
+    AdaptiveSchedule,
+    DueSchedule,
+    FixedSchedule,
+    parse,
+)
 
 
 @pytest.mark.parametrize(
@@ -33,3 +42,83 @@ def test_other_words_are_refused_by_name(text):
 def test_a_negative_tau_is_refused():
     with pytest.raises(ValueError, match="-1"):
         FixedSchedule(-1)
+
+
+def test_what_is_due_stays_due():
+    schedule = DueSchedule(2)
+    ran = []
+    for frame in range(10):
+        picked = schedule.pick(frame)
+        busy = frame in (3, 4)  # the worker still runs
+        ran.append("f1" if busy else picked)
+        schedule.observe(ran[-1], None, None)
+    assert " ".join(ran) == "f0 f1 f1 f1 f1 f0 f1 f1 f0 f1"
+    assert schedule.pick(0) == "f0"
+
+
+def test_eta_is_1_where_f1_ran_k_frames_ago():
+    history = ActionHistory(2, 4)
+    assert history.eta.tolist() == [[0] * 4] * 2
+    # By video and frame, whether f0 ran.
+    ran = np.array([[True, False, False, True, False, False], [True, True, True, True, False, True]])
+    for frame in range(6):
+        history.record(ran[:, frame])
+        for video in range(2):
+            wanted = [
+                int(frame - k + 1 >= 0 and not ran[video, frame - k + 1]) for k in range(1, 5)
+            ]
+            assert history.eta[video].tolist() == wanted
+
+
+def test_picks_take_the_better_value_and_f0_of_equals():
+    history = ActionHistory(3, 2)
+    assert history.picks(np.array([[1.0, 2.0], [2.0, 1.0], [1.0, 1.0]])).tolist() == [
+        False, True, True,
+    ]  # fmt: skip
+
+
+def test_the_bound_on_the_gap_is_hard():
+    history, ran = ActionHistory(1, 3, max_tau=2), []
+    for _ in range(8):
+        f0 = history.picks(np.array([[0.0, 9.0]]))  # the policy never wants f0
+        history.record(f0)
+        ran.append(bool(f0[0]))
+    assert ran == [False, False, True] * 2 + [False, False]
+    with pytest.raises(ValueError, match="max_tau is -1"):
+        ActionHistory(1, 3, max_tau=-1)
+
+
+class Script:
+    """A policy that says what it was told to and writes down what it was asked."""
+
+    def __init__(self, values, observes="memory"):
+        self.spec = PolicySpec(ACTIONS, 3, 6.0, observes)
+        self.values, self.asked = list(values), []
+
+    def q_values(self, after, before, eta):
+        self.asked.append((after, before, eta.tolist()))
+        return np.array(self.values[len(self.asked) - 1], np.float32)
+
+
+def test_an_adaptive_schedule_asks_after_each_frame():
+    f0, f1 = (1.0, 0.0), (0.0, 1.0)
+    policy = Script([f1, f1, f0, f1, f0])
+    schedule, picked = AdaptiveSchedule(policy), []
+    for frame in range(5):
+        picked.append(schedule.pick(frame))
+        schedule.observe(picked[-1], f"after {frame}", f"before {frame}")
+    assert picked == ["f0", "f1", "f1", "f0", "f1"]
+    assert [eta for *_, eta in policy.asked] == [
+        [0, 0, 0], [1, 0, 0], [1, 1, 0], [0, 1, 1], [1, 0, 1],
+    ]  # fmt: skip
+    assert policy.asked[3][:2] == ("after 3", "before 3")
+    assert schedule.pick(0) == "f0"  # another video
+    policy.values.append(f1)
+    schedule.observe("f0", "after", "before")
+    assert policy.asked[-1] == ("after", "before", [0, 0, 0])
+
+
+def test_an_adaptive_schedule_wants_candidates_where_the_policy_does():
+    assert AdaptiveSchedule(Script([], "candidate")).wants_candidate
+    assert not AdaptiveSchedule(Script([])).wants_candidate
+    assert not FixedSchedule(3).wants_candidate

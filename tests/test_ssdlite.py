@@ -147,8 +147,9 @@ def test_boxes_and_classes_have_one_range_each_over_all_maps():
     layer(tf.constant(features(3)), training=True)
     ranges = {}
     for name, predictors in (("boxes", layer.box_predictors), ("classes", layer.class_predictors)):
-        shared = {id(p.pointwise.output_range): p.pointwise.output_range for p in predictors.values()}
-        (ranges[name],) = shared.values()
+        shared = [p.pointwise.output_range for p in predictors.values()]
+        assert all(layer is shared[0] for layer in shared)
+        ranges[name] = shared[0]
     low, high = ([float(v) for v in r.ranges.values()] for r in ranges.values())
     assert low != high
     out = layer(tf.constant(features(3)))
@@ -164,8 +165,8 @@ def test_boxes_and_classes_have_one_range_each_over_all_maps():
 def test_a_graph_takes_any_batch_and_keeps_the_number_of_anchors(batch):
     layer = head((3, 4))
     graph = tf.function(layer, [tf.TensorSpec([batch, *MAP, 7])])
-    counts = 3 * 20 + 4 * 6
-    assert graph.get_concrete_function().structured_outputs["box_encodings"].shape == [batch, counts, 4]
+    outputs = graph.get_concrete_function().structured_outputs
+    assert outputs["box_encodings"].shape == [batch, 3 * 20 + 4 * 6, 4]
     x = tf.constant(features(4, 3))
     for name, value in layer(x).items():
         np.testing.assert_allclose(graph(x)[name], value, **FLOAT)

@@ -18,7 +18,7 @@ class LossConfig(hyperparams.Config):
       classification: "hard_negative": cross-entropy over the positives and the hardest negatives;
         "focal": focal cross-entropy over all anchors (Lin et al. 2017).
       negatives_per_positive: for "hard_negative".
-      min_negatives: negatives of a frame without positives, for "hard_negative".
+      min_negatives: least number of negatives of a frame, for "hard_negative".
       focal_gamma: for "focal".
       positive_weight: weight of positive anchors in the classification loss.
       box_weight: weight of the box loss.
@@ -49,6 +49,10 @@ class FrameLoss(NamedTuple):
         """Scalar: the batch's loss for each positive anchor."""
         count = tf.maximum(tf.reduce_sum(self.positives), 1.0)
         return tf.reduce_sum(self.classification + box_weight * self.box) / count
+
+    def per_frame(self, box_weight: float):
+        """[B]: each frame's loss for each of its own positive anchors."""
+        return (self.classification + box_weight * self.box) / tf.maximum(self.positives, 1.0)
 
 
 def _hardest(cross_entropy, is_negative, count):

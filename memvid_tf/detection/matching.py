@@ -31,7 +31,8 @@ def match(anchors, boxes, classes, threshold: float) -> Targets:
     """Assigns objects to anchors.
 
     An anchor takes the object it overlaps most if their IoU reaches the threshold. Every object
-    also gets the anchor it overlaps most, whatever their IoU, even if another object wanted it.
+    also gets the anchor it overlaps most, whatever their IoU, even if another object wanted it; of
+    several objects with one best anchor the first gets it.
 
     Args:
       anchors: [A, 4] float32 `ycenter, xcenter, height, width`.

@@ -4,6 +4,7 @@ import numpy as np
 
 from memvid_tf.runtime.bundle import Bundle
 from memvid_tf.runtime.detector import InterleavedDetector, dequantizer
+from memvid_tf.runtime.policy import Policy
 
 
 class BundleNetwork:
@@ -16,6 +17,8 @@ class BundleNetwork:
 
     def __init__(self, bundle: Bundle, num_threads: int = 1):
         self._detector = InterleavedDetector(bundle, num_threads)
+        self._policy = None if bundle.manifest.policy is None else Policy(bundle, num_threads)
+        self.policy = bundle.manifest.policy
         self.anchors = bundle.anchors
         step = bundle.manifest.calls["f0"][1]
         self._dequantize = [
@@ -48,3 +51,11 @@ class BundleNetwork:
             logits.append(self._dequantize[1](logit)[0])
             next_state.append(written)
         return np.stack(boxes), np.stack(logits), next_state
+
+    def choose(self, first, a, b):
+        """See `rollout.Network`."""
+        return [x if chosen else y for chosen, x, y in zip(first, a, b)]
+
+    def q_values(self, after, before, eta: np.ndarray) -> np.ndarray:
+        """See `rollout.Network`."""
+        return np.stack([self._policy.q_values(*clip) for clip in zip(after, before, eta)])

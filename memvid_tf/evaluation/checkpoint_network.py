@@ -4,6 +4,14 @@ import numpy as np
 import tensorflow as tf
 
 from memvid_tf.models.interleaved import InterleavedDetector
+from memvid_tf.models.policy import ETA_ONE, Policy, PolicyConfig
+from memvid_tf.runtime.manifest import PolicySpec
+from memvid_tf.runtime.schedules import ACTIONS
+
+
+def policy_spec(config: PolicyConfig) -> PolicySpec:
+    """How a policy network is called, as a bundle's manifest says it."""
+    return PolicySpec(ACTIONS, config.history, ETA_ONE, config.observes)
 
 
 class CheckpointNetwork:
@@ -11,11 +19,14 @@ class CheckpointNetwork:
 
     Args:
       model: a built network, restored from a checkpoint.
+      policy: its policy, built, or None.
     """
 
-    def __init__(self, model: InterleavedDetector):
-        self.model = model
+    def __init__(self, model: InterleavedDetector, policy: Policy | None = None):
+        self.model, self._policy = model, policy
+        self.policy = None if policy is None else policy_spec(policy.config)
         self.anchors = model.anchors
+        self._values = tf.function(lambda after, before, eta: policy(after, before, eta))
         self._extract = tf.function(self._extract_graph)
         self._step = tf.function(self._step_graph)
 
@@ -42,3 +53,15 @@ class CheckpointNetwork:
             predictions["class_logits"].numpy(),
             next_state,
         )
+
+    def choose(self, first, a, b):
+        """See `rollout.Network`."""
+        if first.all() or not first.any():
+            return a if first.all() else b
+        first = first[:, None, None, None]
+        return type(a)(*(tf.where(first, x, y) for x, y in zip(a, b)))
+
+    def q_values(self, after, before, eta: np.ndarray) -> np.ndarray:
+        """See `rollout.Network`."""
+        ones = tf.constant(eta * np.float32(ETA_ONE))
+        return self._values(after, before, ones).numpy()

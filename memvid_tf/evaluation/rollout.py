@@ -5,18 +5,26 @@ depend on the mode, so each frame passes each extractor once, however many modes
 """
 
 import dataclasses
-from typing import Any, Protocol
+import re
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
 from memvid_tf.errors import UserError
 from memvid_tf.runtime import schedules
+from memvid_tf.runtime.manifest import PolicySpec
 
 ASYNC_DELAY_FRAMES = 1
 
 
 class Network(Protocol):
-    """A detector with memory; B clips at a time. States and features are opaque to the caller."""
+    """A detector with memory; B clips at a time. States and features are opaque to the caller.
+
+    Attributes:
+      policy: how its policy is called, or None if it has none.
+    """
+
+    policy: PolicySpec | None
 
     def extract(self, frames: np.ndarray, extractor: str) -> Any:
         """frames: [B, H, W, 3] uint8; returns the features of one frame of every clip."""
@@ -28,13 +36,24 @@ class Network(Protocol):
         """Returns box encodings [B, A, 4], class logits [B, A, 1 + C], both float32, and the next
         state."""
 
+    def choose(self, first: np.ndarray, a: Any, b: Any) -> Any:
+        """Of two states, a's part for the clips where `first` [B] bool is true, else b's."""
+
+    def q_values(self, after: Any, before: Any, eta: np.ndarray) -> np.ndarray:
+        """The policy's values [B, 2] float32 of f0 and f1, of the states after and before a frame
+        and η [B, history] uint8."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Mode:
-    """How the frames of a clip are distributed (LFS 3.1, 3.2, 3.5).
+    """How the frames of a clip are distributed (LFS 3.1, 3.2, 3.4, 3.5).
 
     Attributes:
-      tau: f1 frames after each f0 frame; 0 is f0 alone, None is f1 alone.
+      tau: f1 frames after each f0 frame; 0 is f0 alone, None is f1 alone. None in the modes of the
+        next three.
+      adaptive: whether the policy decides.
+      max_tau: most f1 frames in a row that the policy may decide on; None for any number.
+      random_percent: of the frames, drawn at random, that f0 gets, or None.
       asynchronous: whether f0 runs beside f1, which makes all detections.
       f1_updates: whether f1 writes to the memory too, which LFS 3.2 argues against.
       delay_frames: asynchronously, after how many frames f0's result reaches the memory.
@@ -44,10 +63,23 @@ class Mode:
     asynchronous: bool = False
     f1_updates: bool = False
     delay_frames: int = ASYNC_DELAY_FRAMES
+    adaptive: bool = False
+    max_tau: int | None = None
+    random_percent: int | None = None
+
+    @property
+    def is_fixed(self) -> bool:
+        """Whether f0 runs on the same frames of every clip."""
+        return not self.adaptive and self.random_percent is None
 
     @property
     def name(self) -> str:
         """As `parse_mode` reads it, without the delay."""
+        if self.random_percent is not None:
+            return f"random{self.random_percent}"
+        if self.adaptive:
+            bound = "" if self.max_tau is None else str(self.max_tau)
+            return f"adaptive{bound}{'+async' if self.asynchronous else ''}"
         base = {None: "f1", 0: "f0"}.get(self.tau, str(self.tau))
         if self.asynchronous:
             base = f"async{self.tau}"
@@ -55,11 +87,25 @@ class Mode:
 
 
 def parse_mode(text: str) -> Mode:
-    """The mode of a user's word: "f0", "f1", "9", "async9", each optionally with "+update".
+    """The mode of a user's word.
+
+    Args:
+      text: "f0", "f1", "9" or "async9", optionally with "+update"; "adaptive", or "adaptive19" with
+        at most 19 frames of f1 in a row, optionally with "+async"; "random20", f0 on 20 % of the
+        frames.
 
     Raises:
       UserError: on anything else.
     """
+    adaptive = re.fullmatch(r"adaptive([0-9]*)(\+async)?", text)
+    if adaptive:
+        bound = int(adaptive[1]) if adaptive[1] else None
+        return Mode(None, bool(adaptive[2]), adaptive=True, max_tau=bound)
+    if text.startswith("adaptive"):
+        raise UserError(f"mode {text!r}: policies run as 'adaptive', 'adaptive19', 'adaptive+async'")
+    random = re.fullmatch(r"random([0-9]+)", text)
+    if random and int(random[1]) <= 100:
+        return Mode(None, random_percent=int(random[1]))
     word, _, suffix = text.partition("+")
     if suffix not in ("", "update"):
         raise UserError(f"mode {text!r}: after '+' only 'update' is known, as in '9+update'")
@@ -86,36 +132,167 @@ def extract_all(network: Network, frames: np.ndarray) -> dict[str, list[Any]]:
     }
 
 
+class Rollout(NamedTuple):
+    """What became of a batch of clips.
+
+    Attributes:
+      box_encodings: [B, T, A, 4] float32.
+      class_logits: [B, T, A, 1 + C] float32.
+      f0: [B, T] bool, where f0 ran, or was started.
+    """
+
+    box_encodings: np.ndarray
+    class_logits: np.ndarray
+    f0: np.ndarray
+
+
+class _Fixed:
+    """One schedule for every clip, whatever happens in it."""
+
+    wants_candidate = False
+
+    def __init__(self, schedule: schedules.Schedule, batch: int):
+        self._schedule, self._batch = schedule, batch
+
+    def picks(self, t: int) -> np.ndarray:
+        """Where f0 should run on frame t: [B] bool."""
+        return np.full(self._batch, self._schedule.pick(t) == "f0")
+
+    def observe(self, f0_ran: np.ndarray, after: Any, before: Any) -> None:
+        """Takes note of a frame; see `schedules.Schedule.observe`."""
+        self._schedule.observe("f0" if f0_ran.all() else "f1", after, before)
+
+
+class _Random:
+    """f0 on the first frame, then by lot: the control that a learned policy has to beat."""
+
+    wants_candidate = False
+
+    def __init__(self, percent: int, batch: int):
+        self._share, self._batch = percent / 100, batch
+        self._rng = np.random.default_rng(percent)
+
+    def picks(self, t):
+        draws = self._rng.random(self._batch)
+        return np.full(self._batch, True) if t == 0 else draws < self._share
+
+    def observe(self, f0_ran, after, before):
+        """Chance has no memory."""
+
+
+class _Adaptive:
+    """π for every clip; f0 on the first frame. As `schedules.AdaptiveSchedule`."""
+
+    def __init__(self, network: Network, batch: int, max_tau: int | None):
+        if network.policy is None:
+            raise UserError(
+                "adaptive modes need a policy: name the --model_dir of a policy's training, or a "
+                "bundle exported from it"
+            )
+        self.wants_candidate = network.policy.observes == "candidate"
+        self._network, self._batch = network, batch
+        self._history = schedules.ActionHistory(batch, network.policy.history, max_tau)
+        self._q_values = None
+
+    def picks(self, t):
+        if self._q_values is None:
+            return np.full(self._batch, True)
+        return self._history.picks(self._q_values)
+
+    def observe(self, f0_ran, after, before):
+        self._history.record(f0_ran)
+        self._q_values = self._network.q_values(after, before, self._history.eta)
+
+
+def picker(mode: Mode, network: Network, batch: int) -> _Fixed | _Random | _Adaptive:
+    """Who decides about `batch` clips in a mode: see `_Fixed`.
+
+    Raises:
+      UserError: an adaptive mode of a network without a policy.
+    """
+    if mode.adaptive:
+        return _Adaptive(network, batch, mode.max_tau)
+    if mode.random_percent is not None:
+        return _Random(mode.random_percent, batch)
+    kind = schedules.DueSchedule if mode.asynchronous else schedules.FixedSchedule
+    return _Fixed(kind(mode.tau), batch)
+
+
 def roll(
     network: Network, features: dict[str, list[Any]], batch: int, mode: Mode
-) -> tuple[np.ndarray, np.ndarray]:
+) -> Rollout:
     """Runs clips in one mode.
-
-    Asynchronously the first frame waits for f0, since detections from an empty memory are useless;
-    `runtime.AsyncRunner` does the same.
 
     Args:
       network: the detector.
       features: of `extract_all`.
       batch: number of clips.
       mode: how the frames are distributed.
+    """
+    run = _roll_beside if mode.asynchronous else _roll_in_turn
+    boxes, logits, f0 = zip(*run(network, features, batch, mode))
+    return Rollout(np.stack(boxes, 1), np.stack(logits, 1), np.stack(f0, 1))
+
+
+def step_of_each(network: Network, features: dict[str, Any], state: Any, f0: np.ndarray):
+    """One step in which clips may differ in their extractor.
+
+    Args:
+      network: the detector.
+      features: of one frame, by extractor.
+      state: before the frame.
+      f0: [B] bool, where f0 runs.
 
     Returns:
-      Box encodings [B, T, A, 4] and class logits [B, T, A, 1 + C], float32.
+      As `Network.step`; the state is what the extractor writes, if it may.
     """
-    schedule = schedules.FixedSchedule(mode.tau)
-    state = network.initial_state(batch)
-    boxes, logits = [], []
+    if f0.all() or not f0.any():
+        extractor = "f0" if f0.all() else "f1"
+        return network.step(features[extractor], state, extractor)
+    (*heads0, state0), (*heads1, state1) = (
+        network.step(features[extractor], state, extractor) for extractor in ("f0", "f1")
+    )
+    boxes, logits = (np.where(f0[:, None, None], a, b) for a, b in zip(heads0, heads1))
+    return boxes, logits, network.choose(f0, state0, state1)
+
+
+def _roll_in_turn(network, features, batch, mode):
+    """Yields the heads of every frame, and where f0 ran: one extractor a frame."""
+    state, decides = network.initial_state(batch), picker(mode, network, batch)
     for t in range(len(features["f0"])):
-        picked = schedule.pick(t)
-        if mode.asynchronous:
-            source = t - mode.delay_frames if t else 0
-            if t == 0 or (source > 0 and schedule.pick(source) == "f0"):
-                *_, state = network.step(features["f0"][source], state, "f0")
-            picked = "f1"
-        box, logit, next_state = network.step(features[picked][t], state, picked)
-        if picked == "f0" or mode.f1_updates:
-            state = next_state
-        boxes.append(box)
-        logits.append(logit)
-    return np.stack(boxes, 1), np.stack(logits, 1)
+        f0 = decides.picks(t)
+        both = {extractor: frames[t] for extractor, frames in features.items()}
+        boxes, logits, written = step_of_each(network, both, state, f0)
+        kept = written if mode.f1_updates else network.choose(f0, written, state)
+        decides.observe(f0, written if decides.wants_candidate else kept, state)
+        state = kept
+        yield boxes, logits, f0
+
+
+def _roll_beside(network, features, batch, mode):
+    """Yields the same where f0 runs beside f1, which makes all detections.
+
+    The first frame waits for f0, since detections from an empty memory are useless; then f0 starts
+    where it is wanted and not still running, as `runtime.AsyncRunner` does.
+    """
+    state, decides = network.initial_state(batch), picker(mode, network, batch)
+    nowhere = np.zeros(batch, bool)
+    started = []
+    for t in range(len(features["f0"])):
+        before, arrived = state, nowhere
+        source = t - mode.delay_frames if t else 0
+        if t == 0 or source > 0:
+            arrived = started[source] if t else ~nowhere
+        if arrived.any():
+            *_, written = network.step(features["f0"][source], state, "f0")
+            state = network.choose(arrived, written, state)
+        boxes, logits, candidate = network.step(features["f1"][t], state, "f1")
+        running = np.any([nowhere, *(s for u, s in enumerate(started) if u > max(source, 0))], 0)
+        started.append(decides.picks(t) & ~running)
+        seen = candidate if decides.wants_candidate else state
+        decides.observe(
+            started[t],
+            network.choose(arrived, state, seen),
+            network.choose(arrived, before, state),
+        )
+        yield boxes, logits, started[t]

@@ -1,5 +1,6 @@
 """Scoring a detector on recorded clips: VID mAP in every inference mode, from one pass."""
 
+import dataclasses
 from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
@@ -13,10 +14,46 @@ from memvid_tf.runtime.manifest import BoxCoder, PostSpec
 SCORING = PostSpec(score_threshold=0.02, iou_threshold=0.5, max_detections=100)
 
 
+@dataclasses.dataclass(frozen=True)
+class ModeResult(VidMapResult):
+    """A `VidMapResult` and what it took.
+
+    Attributes:
+      f0_share: part of the frames on which f0 ran, in [0, 1].
+      f0_frames: those frames of every clip, in the order of the data; None where the schedule is
+        the same for all clips.
+    """
+
+    f0_share: float
+    f0_frames: tuple[tuple[int, ...], ...] | None = None
+
+    def to_json(self) -> dict:
+        """See `VidMapResult.to_json`."""
+        own = {"f0_share": self.f0_share}
+        if self.f0_frames is not None:
+            own["f0_frames"] = [" ".join(map(str, frames)) for frames in self.f0_frames]
+        return {**super().to_json(), **own}
+
+
 def frame_truth(clip: dict[str, np.ndarray], t: int):
     """Boxes [n, 4], classes [n] and tracks [n] of the objects of frame t, without padding."""
     there = clip["classes"][t] > 0
     return clip["boxes"][t][there], clip["classes"][t][there], clip["tracks"][t][there]
+
+
+def detect(
+    box_encodings: np.ndarray, class_logits: np.ndarray, anchors: np.ndarray, coder: BoxCoder
+) -> postprocess.Detections:
+    """Detections of one frame for scoring: [A, 4] and [A, 1 + C] float32 heads."""
+    return postprocess.detections(
+        box_encodings,
+        class_logits,
+        anchors,
+        coder,
+        SCORING.score_threshold,
+        SCORING.iou_threshold,
+        SCORING.max_detections,
+    )
 
 
 def score_clip(
@@ -41,18 +78,7 @@ def score_clip(
       The detections of each valid frame.
     """
     frames = range(int(clip["num_frames"]))
-    found = [
-        postprocess.detections(
-            box_encodings[t],
-            class_logits[t],
-            anchors,
-            coder,
-            SCORING.score_threshold,
-            SCORING.iou_threshold,
-            SCORING.max_detections,
-        )
-        for t in frames
-    ]
+    found = [detect(box_encodings[t], class_logits[t], anchors, coder) for t in frames]
     scores.add_clip(
         [(d.boxes, d.scores, d.classes + 1) for d in found],
         [frame_truth(clip, t) for t in frames],
@@ -70,7 +96,7 @@ def evaluate(
     *,
     matching: str = "plain",
     advance: Callable[[int], None] = lambda clips: None,
-) -> dict[str, VidMapResult]:
+) -> dict[str, ModeResult]:
     """Scores a detector.
 
     Args:
@@ -86,13 +112,25 @@ def evaluate(
       The result by the name of the mode.
     """
     scores = {mode.name: VidMap(len(labels), labels, matching) for mode in modes}
+    picked = {mode.name: [] for mode in modes}
     for batch in batches:
         features = rollout.extract_all(network, batch["frames"])
         clips = len(batch["frames"])
         for mode in modes:
-            boxes, logits = rollout.roll(network, features, clips, mode)
+            boxes, logits, f0 = rollout.roll(network, features, clips, mode)
             for i in range(clips):
                 clip = {name: value[i] for name, value in batch.items()}
                 score_clip(scores[mode.name], clip, boxes[i], logits[i], network.anchors, coder)
+                picked[mode.name].append(f0[i, : clip["num_frames"]])
         advance(clips)
-    return {name: score.result() for name, score in scores.items()}
+    return {
+        mode.name: _with_picks(scores[mode.name].result(), picked[mode.name], mode.is_fixed)
+        for mode in modes
+    }
+
+
+def _with_picks(score: VidMapResult, picked: list[np.ndarray], is_fixed: bool) -> ModeResult:
+    """The result, with where f0 ran: [frames] bool of every clip."""
+    share = float(np.concatenate(picked).mean())
+    frames = tuple(tuple(np.flatnonzero(f0).tolist()) for f0 in picked)
+    return ModeResult(**vars(score), f0_share=share, f0_frames=None if is_fixed else frames)

@@ -17,6 +17,7 @@ from tensorflow_model_optimization.python.core.quantization.keras.quantizers imp
 
 RELU6_RANGE = (0.0, 6.0)  # LFS 3.5
 SIGMOID_RANGE = (0.0, 255 / 256)  # fixed by the int8 LOGISTIC kernel of TFLite
+DIFFERENCE_RANGE = (-6.0, 6 * 127 / 128)  # of two states; zero is a level and the scale 6/128
 IMAGE_RANGE = (-1.0, 127 / 128)  # uint8 / 128 - 1: the int8 image is then uint8 ^ 0x80
 
 
@@ -110,6 +111,7 @@ class Scheme:
       relu6: outputs of ReLU6, states, and every input of a concatenation.
       sigmoid: gates.
       image: the input frame.
+      difference: of two states.
       observed: everything whose range is learned from data.
     """
 
@@ -117,6 +119,7 @@ class Scheme:
     relu6: Callable[[], Quantizer] = lambda: FixedRange(*RELU6_RANGE)
     sigmoid: Callable[[], Quantizer] = lambda: FixedRange(*SIGMOID_RANGE)
     image: Callable[[], Quantizer] = lambda: FixedRange(*IMAGE_RANGE)
+    difference: Callable[[], Quantizer] = lambda: FixedRange(*DIFFERENCE_RANGE)
     observed: Callable[[], Quantizer] = MovingAverageRange
 
 

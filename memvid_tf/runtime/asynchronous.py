@@ -2,8 +2,8 @@
 
 f1, the memory's step and the heads run on every frame in the calling thread and alone produce
 detections, so no frame waits for f0. Beside them one worker thread runs f0 and the memory's
-`update` on about every (tau + 1)-th frame, on interpreters of its own; when it is done, the next
-step reads the new memory.
+`update` on about every (tau + 1)-th frame, or whenever the learned policy says so, on interpreters of
+its own; when it is done, the next step reads the new memory.
 
 Differs from the paper: on frame 0 f0 and the update run first, in the calling thread, because with
 an empty memory f1's detections are nearly worthless. Where f0 takes longer than tau + 1 frames, the
@@ -23,6 +23,7 @@ from memvid_tf.runtime.bundle import Bundle
 from memvid_tf.runtime.detector import InterleavedDetector, State, load_graph
 from memvid_tf.runtime.preprocess import PreparedFrame
 from memvid_tf.runtime.runners import FrameResult, MemoryHistory, timings
+from memvid_tf.runtime.schedules import DueSchedule, Schedule
 
 
 class MemoryUpdater:
@@ -54,24 +55,29 @@ class AsyncRunner:
     def __init__(
         self,
         detector: InterleavedDetector,
-        tau: int,
+        tau: int | None,
         updater: Callable[[np.ndarray, State], State] | None = None,
         executor: concurrent.futures.Executor | None = None,
+        schedule: Schedule | None = None,
     ):
         """Loads the worker's graphs.
 
         Args:
           detector: runs f1, the memory's step and the post-processing.
-          tau: f0 is due on every (tau + 1)-th frame; 0 or more.
+          tau: f0 is due on every (tau + 1)-th frame; 0 or more. None where `schedule` decides.
           updater: what the worker calls, as `MemoryUpdater`; None builds one with one thread.
           executor: None runs the updates in a thread that lives as long as one `run`. Otherwise
             somebody else's, which is not shut down; never more than one update is submitted.
+          schedule: decides instead of `tau` on which frames the worker starts; where it is busy, f1
+            runs alone and the schedule is told so.
 
         Raises:
           UserError: a negative tau, or a model whose f1 frames write the state (then two threads
             would).
         """
-        if tau < 0:
+        if (tau is None) == (schedule is None):
+            raise ValueError(f"tau is {tau} and schedule {schedule}: give one of them")
+        if tau is not None and tau < 0:
             raise UserError(f"tau is {tau}, wanted 0 or more")
         if detector.updates_state["f1"]:
             raise UserError(
@@ -79,7 +85,7 @@ class AsyncRunner:
                 "true), which cannot run asynchronously; use the synchronous mode"
             )
         self._detector = detector
-        self._tau = tau
+        self._schedule = DueSchedule(tau) if schedule is None else schedule
         self._updater = MemoryUpdater(detector.bundle) if updater is None else updater
         self._executor = executor
 
@@ -95,18 +101,19 @@ class AsyncRunner:
         Raises:
           Whatever the worker raised, at the first frame after it; at the end if none follows.
         """
-        detector, executor = self._detector, self._executor
+        detector, executor, schedule = self._detector, self._executor, self._schedule
         if executor is None:
             executor = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="memvid_f0")
         history = MemoryHistory()
         memory: _Memory | None = None
         pending: concurrent.futures.Future[_Memory] | None = None
-        due = 0
         try:
             for index, frame in enumerate(frames):
                 start = time.perf_counter()
+                earlier = memory
                 memory, pending, early = _collect(memory, pending)
-                refresh = pending is None and index >= due
+                wanted = schedule.pick(index) == "f0"
+                refresh = pending is None and wanted
                 prepared = frame
                 if not isinstance(frame, PreparedFrame):
                     prepared = detector.prepare(frame, ("f0", "f1") if refresh else ("f1",))
@@ -115,13 +122,19 @@ class AsyncRunner:
                     memory = early = self._update(prepared.f0, detector.initial_state(), index)
                 elif refresh:
                     pending = executor.submit(self._update, prepared.f0, memory.state, index)
-                if refresh:
-                    due = index + self._tau + 1
                 features = detector.extract("f1", prepared.f1)
                 # Once more: f0 may have finished while f1 ran.
                 memory, pending, late = _collect(memory, pending)
-                boxes, logits, _ = detector.step(features, memory.state, False)
+                boxes, logits, after = detector.step(
+                    features, memory.state, schedule.wants_candidate
+                )
                 found = detector.post(boxes, logits)
+                done = time.perf_counter()
+                before = memory.state
+                if memory is not earlier:  # what f0 wrote says more than what f1 would have
+                    after = memory.state
+                    before = detector.initial_state() if earlier is None else earlier.state
+                schedule.observe("f0" if refresh else "f1", after, before)
                 end = time.perf_counter()
                 update_ms = None
                 for written in (early, late):
@@ -134,7 +147,7 @@ class AsyncRunner:
                     "f1",
                     history.age_frames(index),
                     history.effective_tau(),
-                    timings(detector, start, ready, end),
+                    timings(detector, start, ready, done, end),
                     update_ms,
                 )
             if pending is not None:

@@ -24,6 +24,7 @@ from memvid_tf.runtime.typed_json import SchemaError, decode, decode_fields, enc
 SCHEMA_VERSION = 1
 F1_FROM_F0 = "box mean, rounded half up"
 DTYPES = ("float32", "int8")
+OBSERVES = ("memory", "candidate")
 
 
 class BundleError(UserError):
@@ -145,6 +146,27 @@ class PostSpec:
 
 
 @dataclasses.dataclass(frozen=True)
+class PolicySpec:
+    """How the policy's graph is called (LFS 3.4). After every frame: the state after it, the same
+    tensors with the suffix `_before` for the state before it, and `eta`. The extractor of the next
+    frame is the one with the largest value in `q_values`, the first of equals; the first frame of a
+    video takes f0.
+
+    Attributes:
+      actions: the extractors, in the order of `q_values`.
+      history: length of `eta`, whose element k - 1 tells of the frame k frames ago.
+      eta_one: real value of an element of `eta` where f1 ran; 0 where f0 did, or nothing yet.
+      observes: the state after a frame of f1: "memory", which f1 left alone, or "candidate", what
+        the memory's step returned for f1, though it is not kept.
+    """
+
+    actions: tuple[str, ...]
+    history: int
+    eta_one: float
+    observes: str
+
+
+@dataclasses.dataclass(frozen=True)
 class Golden:
     """Raw little-endian inputs and outputs of one call, recorded at export: files by tensor."""
 
@@ -179,6 +201,7 @@ class Manifest:
     box_coder: BoxCoder | None = None
     post: PostSpec | None = None
     tau: int | None = None
+    policy: PolicySpec | None = None
 
     @classmethod
     def from_json(cls, text: str) -> "Manifest":
@@ -435,6 +458,36 @@ def _validate_interleaved(manifest: Manifest) -> None:
         if manifest.tensor(image, "inputs").shape != (1, *sizes[name], 3):
             _fail(f"image.{name}", sizes[name], f"the size of tensor {image}")
     _validate_heads(manifest)
+    if (manifest.policy is None) != ("policy" not in manifest.calls):
+        _fail("policy", manifest.policy, "a value exactly where calls has 'policy'")
+    if manifest.policy is not None:
+        _validate_policy(manifest)
+
+
+def _validate_policy(manifest: Manifest) -> None:
+    policy, calls = manifest.policy, manifest.calls["policy"]
+    if sorted(policy.actions) != ["f0", "f1"]:
+        _fail("policy.actions", policy.actions, "f0 and f1, in the order of q_values")
+    if policy.history < 1:
+        _fail("policy.history", policy.history, "1 or more")
+    if policy.observes not in OBSERVES:
+        _fail("policy.observes", policy.observes, f"one of {list(OBSERVES)}")
+    if len(calls) != 1:
+        _fail("calls.policy", calls, "one signature")
+    step = manifest.calls["f0"][1]
+    for state in manifest.state:
+        for name in (state.input, f"{state.input}_before"):
+            _validate_edge(
+                f"calls.policy: edge {step}/{state.output} -> {calls[0]}/{name}",
+                manifest.tensor(f"{step}/{state.output}", "outputs"),
+                manifest.tensor(f"{calls[0]}/{name}", "inputs"),
+            )
+    for name, side, shape in (
+        ("eta", "inputs", (1, policy.history)), ("q_values", "outputs", (1, 2))
+    ):  # fmt: skip
+        tensor = manifest.tensor(f"{calls[0]}/{name}", side)
+        if tensor.shape != shape:
+            _fail(f"tensor {calls[0]}/{name}: shape", tensor.shape, shape)
 
 
 def _validate_extractor_call(manifest: Manifest, name: str) -> None:

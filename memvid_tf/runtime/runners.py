@@ -1,6 +1,7 @@
 """Frames in, detections out: the synchronous loop of LFS section 3.2.
 
-On every frame the schedule picks an extractor; the memory and the heads follow in the same thread.
+On every frame the schedule, fixed or learned, picks an extractor; the memory and the heads follow in
+the same thread. When the detections are out, the schedule sees what became of the memory.
 Only f0 frames write the state (LFS: after an f1 frame the state of the last f0 frame is reused),
 which the manifest's `updates_state` says.
 """
@@ -23,7 +24,8 @@ class Timings(NamedTuple):
     Attributes:
       prepare_ms: resizing and storing the frame; 0 for a frame that came prepared.
       extract_ms, memory_ms, post_ms: the three invokes.
-      frame_ms: from the prepared frame to its detections.
+      frame_ms: from the prepared frame to the end of all work on it.
+      schedule_ms: deciding about the next frame; part of `frame_ms`.
     """
 
     prepare_ms: float
@@ -31,11 +33,12 @@ class Timings(NamedTuple):
     memory_ms: float
     post_ms: float
     frame_ms: float
+    schedule_ms: float = 0.0
 
     @property
     def invoke_ms(self) -> float:
         """Time inside the graphs; `frame_ms` minus this is what the orchestration costs."""
-        return self.extract_ms + self.memory_ms + self.post_ms
+        return self.extract_ms + self.memory_ms + self.post_ms + self.schedule_ms
 
 
 class FrameResult(NamedTuple):
@@ -76,11 +79,12 @@ class SyncRunner:
         Args:
           frames: [H, W, 3] uint8 RGB arrays, or frames that `detector.prepare` made before.
         """
-        detector = self._detector
+        detector, schedule = self._detector, self._schedule
         state = detector.initial_state()
         history = MemoryHistory()
         for index, frame in enumerate(frames):
-            extractor = self._schedule.pick(index)
+            extractor = schedule.pick(index)
+            updates = detector.updates_state[extractor]
             start = time.perf_counter()
             prepared = frame
             if not isinstance(frame, PreparedFrame):
@@ -88,11 +92,14 @@ class SyncRunner:
             ready = time.perf_counter()
             image = prepared.f0 if extractor == "f0" else prepared.f1
             features = detector.extract(extractor, image)
-            boxes, logits, state = detector.step(
-                features, state, detector.updates_state[extractor]
+            boxes, logits, after = detector.step(
+                features, state, updates or schedule.wants_candidate
             )
             found = detector.post(boxes, logits)
+            done = time.perf_counter()
+            schedule.observe(extractor, after, state)
             end = time.perf_counter()
+            state = after if updates else state
             if extractor == "f0":
                 history.written(index)
             yield FrameResult(
@@ -101,7 +108,7 @@ class SyncRunner:
                 extractor,
                 history.age_frames(index),
                 history.effective_tau(),
-                timings(detector, start, ready, end),
+                timings(detector, start, ready, done, end),
             )
 
 
@@ -129,13 +136,16 @@ class MemoryHistory:
         return (self._latest - self._first) / (self._writes - 1) - 1
 
 
-def timings(detector: InterleavedDetector, start: float, ready: float, end: float) -> Timings:
-    """The wall times of a frame that was taken at `start`, prepared at `ready` and done at `end`
-    (readings of `time.perf_counter`)."""
+def timings(
+    detector: InterleavedDetector, start: float, ready: float, done: float, end: float
+) -> Timings:
+    """The wall times of a frame that was taken at `start`, prepared at `ready` and detected at
+    `done`, and of which the schedule knew at `end` (readings of `time.perf_counter`)."""
     return Timings(
         (ready - start) * 1e3,
         detector.extract_ms,
         detector.memory_ms,
         detector.post_ms,
         (end - ready) * 1e3,
+        (end - done) * 1e3,
     )

@@ -1,20 +1,36 @@
-"""Which extractor runs on which frame: the fixed interleaving of LFS section 3.2.
+"""Which extractor runs on which frame: the fixed interleaving of LFS section 3.2 and the learned one
+of section 3.4.
 
-Training-time evaluation and the runtime use these same classes. A schedule is anything with
-`pick(frame_index) -> "f0" | "f1"`; it is asked once for every frame, in order.
+Training, evaluation and the runtime use these same classes. A schedule is asked with `pick` on
+every frame, in order, and told with `observe` what ran and what became of the memory.
 """
 
 import dataclasses
-from typing import Protocol
+from typing import Any, Protocol
+
+import numpy as np
 
 from memvid_tf.errors import UserError
+from memvid_tf.runtime.manifest import PolicySpec
+
+ACTIONS = ("f0", "f1")  # order of the policy's Q-values
 
 
 class Schedule(Protocol):
-    """Picks the extractor of every frame."""
+    """Picks the extractor of every frame.
+
+    Attributes:
+      wants_candidate: whether `observe` wants, after a frame of f1, the state that f1 would have
+        written.
+    """
+
+    wants_candidate: bool
 
     def pick(self, frame_index: int) -> str:
         """The extractor of frame `frame_index` (from 0): "f0" or "f1"."""
+
+    def observe(self, extractor: str, after: Any, before: Any) -> None:
+        """Takes note of a frame: what ran, and the memory's state after and before it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,6 +43,7 @@ class FixedSchedule:
     """
 
     tau: int | None
+    wants_candidate = False
 
     def __post_init__(self):
         if self.tau is not None and self.tau < 0:
@@ -38,8 +55,126 @@ class FixedSchedule:
             return "f1"
         return "f1" if frame_index % (self.tau + 1) else "f0"
 
+    def observe(self, extractor: str, after: Any, before: Any) -> None:
+        """What happens does not change a fixed schedule."""
+
     def __str__(self) -> str:
         return {None: "f1 only", 0: "f0 only"}.get(self.tau, f"tau={self.tau}")
+
+
+class DueSchedule:
+    """f0 whenever `tau` frames have passed since it last ran: for a worker that may be busy when its
+    turn comes. What is due stays due.
+
+    Args:
+      tau: number of frames between two runs of f0; 0 or more.
+    """
+
+    wants_candidate = False
+
+    def __init__(self, tau: int):
+        if tau < 0:
+            raise ValueError(f"tau is {tau}, wanted 0 or more")
+        self._tau = tau
+        self._index = self._due = 0
+
+    def pick(self, frame_index: int) -> str:
+        """See `Schedule`; with 0 another video begins."""
+        self._index = frame_index
+        if frame_index == 0:
+            self._due = 0
+        return "f0" if frame_index >= self._due else "f1"
+
+    def observe(self, extractor: str, after: Any, before: Any) -> None:
+        """See `Schedule`."""
+        if extractor == "f0":
+            self._due = self._index + self._tau + 1
+
+
+class ActionHistory:
+    """η of B videos, and what is made of the Q-values.
+
+    Args:
+      batch: B.
+      length: of η (20 in LFS 3.4).
+      max_tau: most frames of f1 in a row, a hard bound whatever the Q-values are; None for none.
+
+    Attributes:
+      eta: [B, length] uint8: entry k - 1 is 1 where f1 ran k frames ago. It begins with zeros.
+    """
+
+    def __init__(self, batch: int, length: int, max_tau: int | None = None):
+        if max_tau is not None and max_tau < 0:
+            raise ValueError(f"max_tau is {max_tau}, wanted 0 or more, or None for no bound")
+        self.eta = np.zeros((batch, length), np.uint8)
+        self._max_tau = max_tau
+        self._since_f0 = np.zeros(batch, np.int64)
+
+    def picks(self, q_values: np.ndarray) -> np.ndarray:
+        """Where f0 runs next, [B] bool, of Q-values [B, 2] in the order of `ACTIONS`.
+
+        Of equal values f0's wins: int8 has few levels, and f0 is the safe choice.
+        """
+        wanted = q_values[:, 0] >= q_values[:, 1]
+        if self._max_tau is not None:
+            wanted |= self._since_f0 >= self._max_tau
+        return wanted
+
+    def record(self, f0_ran: np.ndarray) -> None:
+        """Takes note of where f0 ran on a frame, [B] bool; f1 ran elsewhere."""
+        self.eta[:, 1:] = self.eta[:, :-1].copy()
+        self.eta[:, 0] = ~f0_ran
+        self._since_f0 = np.where(f0_ran, 0, self._since_f0 + 1)
+
+
+class PolicyNetwork(Protocol):
+    """π of one video.
+
+    Attributes:
+      spec: how it is called.
+    """
+
+    spec: PolicySpec
+
+    def q_values(self, after: Any, before: Any, eta: np.ndarray) -> np.ndarray:
+        """[2] float32 in the order of `ACTIONS`, of the memory's state after and before a frame and
+        η [history]."""
+
+
+class AdaptiveSchedule:
+    """π picks; f0 runs on the first frame.
+
+    π has seen every frame before it is asked for the next one: what it picks does not wait for that
+    frame.
+
+    Args:
+      policy: π.
+      max_tau: see `ActionHistory`.
+    """
+
+    def __init__(self, policy: PolicyNetwork, max_tau: int | None = None):
+        self._policy, self._max_tau = policy, max_tau
+        self.wants_candidate = policy.spec.observes == "candidate"
+        self._restart()
+
+    def _restart(self):
+        self._history = ActionHistory(1, self._policy.spec.history, self._max_tau)
+        self._q_values = None
+
+    def pick(self, frame_index: int) -> str:
+        """The extractor of frame `frame_index`; with 0 another video begins."""
+        if frame_index == 0:
+            self._restart()
+            return "f0"
+        return "f0" if self._history.picks(self._q_values[None])[0] else "f1"
+
+    def observe(self, extractor: str, after: Any, before: Any) -> None:
+        """Runs π on a frame that is done; see `Schedule`."""
+        self._history.record(np.array([extractor == "f0"]))
+        self._q_values = self._policy.q_values(after, before, self._history.eta[0])
+
+    def __str__(self) -> str:
+        return "adaptive" if self._max_tau is None else f"adaptive, tau at most {self._max_tau}"
 
 
 def parse(text: str) -> FixedSchedule:

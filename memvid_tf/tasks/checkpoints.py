@@ -131,7 +131,7 @@ def restore(model, path: str, *, allow_new_ranges: bool = False) -> None:
             )
     try:
         for key in shapes:
-            reader.get_tensor(key)  # compares checksums before the first variable changes
+            reader.get_tensor(key)  # compares checksums; `read` would warn of all that is left
         tf.train.Checkpoint(model=model).read(path).expect_partial()
     except DAMAGED as error:
         raise UserError(f"checkpoint {path!r} is damaged: {_first_line(error)}") from error

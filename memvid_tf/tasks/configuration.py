@@ -110,7 +110,8 @@ _Loader.add_implicit_resolver(
 )
 
 
-def _read_yaml(path: str) -> dict:
+def read_yaml(path: str) -> dict:
+    """The sections of a configuration file, or UserError saying why it cannot be read."""
     try:
         with open(path, encoding="utf-8") as file:
             content = yaml.load(file, _Loader)
@@ -158,7 +159,7 @@ def load(
         known = ", ".join(sorted(exp_factory._REGISTERED_CONFIGS))
         raise UserError(f"experiment {experiment!r} is not one of: {known}") from error
     for file in files:
-        _override(params, _read_yaml(file))
+        _override(params, read_yaml(file))
     if pairs:
         _override(params, _parse_pairs(pairs))
     try:
@@ -179,7 +180,7 @@ def load_saved(model_dir: str) -> config_definitions.ExperimentConfig:
     path = os.path.join(model_dir, PARAMS_FILE)
     if not os.path.exists(path):
         raise UserError(f"{model_dir!r} holds no {PARAMS_FILE}; is it the --model_dir of a training?")
-    task = _read_yaml(path).get("task")
+    task = read_yaml(path).get("task")
     if not isinstance(task, dict) or not isinstance(task.get("name"), str):
         raise UserError(f"{path!r} does not name its experiment under task.name")
     return load(task["name"], [path])

@@ -16,16 +16,14 @@ from official.modeling import hyperparams, optimization
 from memvid_tf import files
 from memvid_tf.data import clips, records
 from memvid_tf.detection import loss as detection_loss
-from memvid_tf.detection.matching import CODER_WEIGHTS, match
+from memvid_tf.detection.matching import match
 from memvid_tf.errors import UserError
-from memvid_tf.evaluation import scoring, vid_map
 from memvid_tf.models import interleaved
-from memvid_tf.runtime import annotate, schedules
-from memvid_tf.runtime.manifest import BoxCoder
+from memvid_tf.runtime import schedules
 from memvid_tf.tasks import checkpoints
+from memvid_tf.tasks.validation import ClipScores, per_replica
 
 EXPERIMENT = "interleaved"
-IMAGE_SUMMARY_CLIPS = 4
 
 
 @dataclasses.dataclass
@@ -79,6 +77,25 @@ def sample_schedule(steps: int, probability: float, seed):
     return tf.sort(order[:count]), tf.sort(order[count:])
 
 
+def check_clips(task) -> None:
+    """Raises UserError where clips are not of the size that the network takes."""
+    for name in ("train_data", "validation_data"):
+        size = tuple(getattr(task, name).image_size)
+        if size != tuple(task.model.image_size):
+            raise UserError(
+                f"task.{name}.image_size is {size}, but task.model.image_size is "
+                f"{tuple(task.model.image_size)}"
+            )
+
+
+def clip_inputs(params: clips.ClipConfig, input_context, start_step: int) -> tf.data.Dataset:
+    """`clips.clip_dataset` from a step on, or UserError saying what does not fit."""
+    try:
+        return clips.clip_dataset(params, input_context, start_step if params.is_training else 0)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+
+
 def with_labels(task: InterleavedTaskConfig) -> InterleavedTaskConfig:
     """The task with the class names of its training data, unless it names its own.
 
@@ -105,6 +122,15 @@ class InterleavedTask(base_task.Task):
 
     start_step = 0
 
+    @classmethod
+    def completed(cls, config: InterleavedTaskConfig) -> InterleavedTaskConfig:
+        """The task with what its data says; see `with_labels`."""
+        return with_labels(config)
+
+    def checkpoint_items(self, model) -> dict[str, object]:
+        """What a checkpoint needs beside model and optimizer: nothing."""
+        return {}
+
     def build_model(self) -> interleaved.InterleavedDetector:
         try:
             return interleaved.build(self.task_config.model)
@@ -124,11 +150,7 @@ class InterleavedTask(base_task.Task):
         checkpoints.restore(model, path, allow_new_ranges=True)
 
     def build_inputs(self, params, input_context=None):
-        start = self.start_step if params.is_training else 0
-        try:
-            return clips.clip_dataset(params, input_context, start)
-        except ValueError as error:
-            raise UserError(str(error)) from error
+        return clip_inputs(params, input_context, self.start_step)
 
     def build_losses(self, labels, model_outputs, aux_losses=None):
         """labels: a batch of `clip_dataset`; model_outputs: of `InterleavedDetector.call`."""
@@ -155,8 +177,8 @@ class InterleavedTask(base_task.Task):
         config = self.task_config
         self._anchors = model.anchors
         step = tf.cast(optimizer.iterations, tf.int32)
-        if config.freeze_norm_step >= 0:
-            model.norm.frozen.assign(step >= config.freeze_norm_step)
+        # Set on every step: a phase may start from the checkpoint of one that froze.
+        model.norm.frozen.assign((config.freeze_norm_step >= 0) & (step >= config.freeze_norm_step))
         f0_steps, f1_steps = sample_schedule(
             inputs["frames"].shape[1], config.f0_probability, tf.stack([config.seed, step])
         )
@@ -210,36 +232,13 @@ class InterleavedTask(base_task.Task):
 
     def aggregate_logs(self, state=None, step_logs=None):
         if state is None:
-            labels = self.task_config.labels
-            state = {"vid_map": vid_map.VidMap(len(labels), labels), "images": [], "labels": labels}
-        for replica in zip(*step_logs.values()):
-            batch = dict(zip(step_logs, (x.numpy() for x in replica)))
-            for i in range(len(batch["frames"])):
-                self._score_clip({key: value[i] for key, value in batch.items()}, state)
+            state = ClipScores(self.task_config.labels, self._anchors)
+        for batch in per_replica(step_logs):
+            state.add(batch)
         return state
 
-    def _score_clip(self, clip, state):
-        found = scoring.score_clip(
-            state["vid_map"],
-            clip,
-            clip["box_encodings"],
-            clip["class_logits"],
-            self._anchors,
-            BoxCoder(*CODER_WEIGHTS),
-        )
-        if len(state["images"]) < IMAGE_SUMMARY_CLIPS:
-            frame = clip["frames"][len(found) - 1]
-            shown = annotate.draw_detections(frame, found[-1], state["labels"])
-            state["images"].append(shown)
-
     def reduce_aggregated_logs(self, aggregated_logs, global_step=None):
-        result = aggregated_logs["vid_map"].result()
-        images = np.stack(aggregated_logs["images"])
-        tf.summary.image("detections", images, step=global_step, max_outputs=len(images))
-        return {
-            "mAP": result.mean_ap,
-            **{f"mAP_{motion}": value for motion, value in result.motion.items()},
-        }
+        return aggregated_logs.summaries(global_step)
 
 
 @exp_factory.register_config_factory(EXPERIMENT)

@@ -2,11 +2,13 @@
 
 import dataclasses
 
-import tf_keras
 from official.core import config_definitions, task_factory
 
+from memvid_tf.models.interleaved import InterleavedDetector
+from memvid_tf.models.policy import AdaptiveDetector, Policy
 from memvid_tf.tasks import checkpoints, configuration
 from memvid_tf.tasks import detection as _registers_interleaved  # noqa: F401
+from memvid_tf.tasks import policy as _registers_interleaved_policy  # noqa: F401
 
 
 @dataclasses.dataclass(frozen=True)
@@ -15,15 +17,17 @@ class Trained:
 
     Attributes:
       params: the configuration it was trained with.
-      model: the network.
+      model: the detector.
       checkpoint: prefix of the checkpoint.
       step: global step of the checkpoint.
+      policy: what picks the detector's extractors, where the training was of a policy.
     """
 
     params: config_definitions.ExperimentConfig
-    model: tf_keras.Model
+    model: InterleavedDetector
     checkpoint: str
     step: int
+    policy: Policy | None = None
 
 
 def load(model_dir: str, checkpoint: str = "", quantization: str = "") -> Trained:
@@ -44,4 +48,7 @@ def load(model_dir: str, checkpoint: str = "", quantization: str = "") -> Traine
     path = checkpoints.find(model_dir, checkpoint)
     model = task_factory.get_task(params.task).build_model()
     checkpoints.restore(model, path)
-    return Trained(params, model, path, checkpoints.step_of(path))
+    step = checkpoints.step_of(path)
+    if isinstance(model, AdaptiveDetector):
+        return Trained(params, model.detector, path, step, model.policy)
+    return Trained(params, model, path, step)

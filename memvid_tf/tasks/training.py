@@ -7,11 +7,13 @@ import re
 import tensorflow as tf
 import tf_keras
 from official.common import distribute_utils
-from official.core import config_definitions, task_factory, train_lib
+from official.core import config_definitions, task_factory, train_lib, train_utils
 from tqdm import tqdm
 
 from memvid_tf.errors import UserError
-from memvid_tf.tasks import checkpoints, configuration, detection
+from memvid_tf.tasks import checkpoints, configuration
+from memvid_tf.tasks import detection as _registers_interleaved  # noqa: F401
+from memvid_tf.tasks import policy as _registers_interleaved_policy  # noqa: F401
 
 LOG_FILE = "train.log"
 
@@ -46,6 +48,16 @@ class Progress:
         self._bar.close()
 
 
+def completed(params: config_definitions.ExperimentConfig) -> config_definitions.ExperimentConfig:
+    """The configuration with what its task reads elsewhere: labels of the data, the base of a policy.
+
+    Raises:
+      UserError: if something is missing or does not fit.
+    """
+    task = task_factory.get_task_cls(type(params.task))
+    return params.replace(task=task.completed(params.task))
+
+
 def run(
     params: config_definitions.ExperimentConfig, model_dir: str, mode: str = "train_and_eval"
 ) -> None:
@@ -71,19 +83,27 @@ def run(
     )
     path = checkpoints.latest(model_dir)
     start = checkpoints.step_of(path) if path else 0
-    params = params.replace(task=detection.with_labels(params.task))
+    params = completed(params)
     with strategy.scope():
         task = task_factory.get_task(params.task, logging_dir=model_dir)
     task.start_step = start
-    trainer = params.trainer
-    progress = Progress(
-        start, trainer.train_steps, trainer.validation_interval if "eval" in mode else 0
-    )
+    validation_interval = params.trainer.validation_interval if "eval" in mode else 0
+    progress = Progress(start, params.trainer.train_steps, validation_interval)
     with contextlib.ExitStack() as stack:
         stack.callback(progress.close)
         configuration.save(params, model_dir)
         log = stack.enter_context(open(os.path.join(model_dir, LOG_FILE), "a", buffering=1))
         stack.enter_context(contextlib.redirect_stdout(log))
+        with strategy.scope():
+            trainer = train_utils.create_trainer(
+                params,
+                task,
+                train=True,
+                evaluate="eval" in mode,
+                checkpoint_exporter=train_lib.maybe_create_best_ckpt_exporter(params, model_dir),
+            )
+            for name, item in task.checkpoint_items(trainer.model).items():
+                setattr(trainer.checkpoint, name, item)
         runner = train_lib.OrbitExperimentRunner(
             distribution_strategy=strategy,
             task=task,
@@ -91,8 +111,9 @@ def run(
             params=params,
             model_dir=model_dir,
             train_actions=[progress],
+            trainer=trainer,
         )
-        progress.global_step = runner.trainer.global_step
+        progress.global_step = trainer.global_step
         try:
             runner.run()
         except tf.errors.OpError as error:

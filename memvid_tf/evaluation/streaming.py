@@ -1,0 +1,348 @@
+"""Streaming accuracy: what a detector knows in time (Li et al. 2020, "Towards Streaming Perception").
+
+The camera sees frame k at k / fps. A detector that is free takes the newest frame and holds the
+result when the latency that was measured for it has passed; frames seen in between are left out.
+Every frame is scored with the newest detections that are there when it is seen, or a deadline later:
+a slow detector is judged by what it says about the past. Before the first result there is nothing.
+
+Schedules see the frames that are processed, as in the runtime. Asynchronously f0 and the memory's
+update have a processor of their own; everything else runs as in `runtime.AsyncRunner`.
+"""
+
+import dataclasses
+import functools
+import itertools
+import json
+import math
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from memvid_tf.errors import UserError
+from memvid_tf.evaluation import rollout, scoring
+from memvid_tf.evaluation.vid_map import VidMap
+from memvid_tf.runtime import postprocess
+from memvid_tf.runtime.manifest import BoxCoder
+
+SERVING = "serving_default"
+NOTHING = postprocess.Detections(
+    np.zeros((0, 4), np.float32), np.zeros(0, np.float32), np.zeros(0, np.int32)
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Latencies:
+    """Milliseconds of the parts of a frame. Lists are samples, used one after another.
+
+    Attributes:
+      extract_ms: by extractor.
+      memory_ms: the memory's step, the heads and the post-processing.
+      update_ms: the memory's update alone.
+      policy_ms: π, or None where it was not measured.
+    """
+
+    extract_ms: dict[str, Sequence[float]]
+    memory_ms: float
+    update_ms: float
+    policy_ms: float | None = None
+
+
+def read_latencies(path: str, precision: str, threads: int, trace: bool) -> Latencies:
+    """The latencies in a results file of `benchmarks.host`.
+
+    Args:
+      path: the JSON file.
+      precision: "int8" or "float32"; a file may hold both.
+      threads: of the measurement.
+      trace: whether to take the recorded frames of the schedules f0 and f1 instead of medians; what
+        the memory and the heads need is then their median, and the rest of a frame the extractor's.
+
+    Raises:
+      UserError: if the file is not one of them, or lacks the setting.
+    """
+    try:
+        with open(path, encoding="utf-8") as file:
+            measurements = json.load(file)["measurements"]
+        found = {(m["precision"], m["threads"]): m for m in measurements}
+        measured = found.get((precision, threads))
+        if measured is None:
+            raise UserError(
+                f"--latency={path} has no measurement of {precision} with {threads} thread(s); it "
+                f"has {sorted(found)}"
+            )
+        once = {name: float(graph["p50_ms"]) for name, graph in measured["graphs"].items()}
+        memory = once["memory/step"] + once[f"post/{SERVING}"]
+        extract = {name: [once[f"{name}/{SERVING}"]] for name in ("f0", "f1")}
+        if trace:
+            for name in extract:
+                frames = itertools.chain(*measured["schedules"][name]["latency_ms"])
+                extract[name] = [max(0.0, float(ms) - memory) for ms in frames]
+        update, policy = once["memory/update"], once.get(f"policy/{SERVING}")
+    except OSError as error:
+        raise UserError(f"--latency={path} cannot be read: {error.strerror}") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"--latency={path} is not a results file of python -m benchmarks.host: {error!r}"
+        ) from error
+    return Latencies(extract, memory, update, policy)
+
+
+class Output(NamedTuple):
+    """Detections that have become ready.
+
+    Attributes:
+      ready_ms: when.
+      frame: which frame they are of.
+      box_encodings: [A, 4] float32.
+      class_logits: [A, 1 + C] float32.
+    """
+
+    ready_ms: float
+    frame: int
+    box_encodings: np.ndarray
+    class_logits: np.ndarray
+
+
+class Clock:
+    """Hands out latencies: of each extractor one sample after another, round and round."""
+
+    def __init__(self, latencies: Latencies):
+        self.memory_ms, self.update_ms = latencies.memory_ms, latencies.update_ms
+        self.policy_ms = latencies.policy_ms or 0.0
+        self._samples = {
+            name: itertools.cycle(samples) for name, samples in latencies.extract_ms.items()
+        }
+
+    def extract_ms(self, extractor: str) -> float:
+        """The next sample of an extractor."""
+        return next(self._samples[extractor])
+
+
+class Camera:
+    """Frames of a clip, for a detector that always takes the newest.
+
+    Args:
+      count: frames of the clip.
+      fps: frames a second; frame k is seen at k / fps.
+    """
+
+    def __init__(self, count: int, fps: float):
+        self._count, self._fps = count, fps
+        self._next = 0
+
+    def take(self, now_ms: float) -> tuple[int, float] | None:
+        """The newest frame, or the next one where that was taken, and when work on it begins.
+
+        None when the clip is over.
+        """
+        # A frame that is seen at this very moment counts, whatever rounding says.
+        frame = max(self._next, math.floor(now_ms * self._fps / 1e3 + 1e-9))
+        if frame >= self._count:
+            return None
+        self._next = frame + 1
+        return frame, max(now_ms, 1e3 * frame / self._fps)
+
+
+Features = Callable[[str, int], Any]  # of one clip, by extractor and frame
+
+
+def stream_in_turn(
+    network: rollout.Network, features: Features, camera: Camera, mode: rollout.Mode, clock: Clock
+) -> tuple[list[Output], list[int]]:
+    """One clip with one extractor a frame.
+
+    Args:
+      network: the detector.
+      features: of the clip.
+      camera: of the clip.
+      mode: a synchronous mode.
+      clock: of the detector.
+
+    Returns:
+      What becomes ready, in order, and the frames on which f0 ran.
+    """
+    state, decides = network.initial_state(1), rollout.picker(mode, network, 1)
+    outputs, f0_frames, now = [], [], 0.0
+    while (taken := camera.take(now)) is not None:
+        frame, now = taken
+        f0 = decides.picks(len(outputs))
+        extractor = "f0" if f0[0] else "f1"
+        if extractor == "f0":
+            f0_frames.append(frame)
+        boxes, logits, written = network.step(features(extractor, frame), state, extractor)
+        now += clock.extract_ms(extractor) + clock.memory_ms
+        outputs.append(Output(now, frame, boxes[0], logits[0]))
+        kept = written if mode.f1_updates else network.choose(f0, written, state)
+        decides.observe(f0, written if decides.wants_candidate else kept, state)
+        state = kept
+        now += clock.policy_ms if mode.adaptive else 0.0
+    return outputs, f0_frames
+
+
+def stream_beside(
+    network: rollout.Network, features: Features, camera: Camera, mode: rollout.Mode, clock: Clock
+) -> tuple[list[Output], list[int]]:
+    """The same with f0 beside f1: an asynchronous mode."""
+    memory, decides = network.initial_state(1), rollout.picker(mode, network, 1)
+    outputs, f0_frames, now = [], [], 0.0
+    pending = None  # when the worker is done, and the memory it makes
+    while (taken := camera.take(now)) is not None:
+        frame, now = taken
+        earlier = memory
+        memory, pending = _collect(memory, pending, now)
+        starts = decides.picks(len(outputs)) & (pending is None)
+        if starts[0]:
+            f0_frames.append(frame)
+            *_, written = network.step(features("f0", frame), memory, "f0")
+            done = now + clock.extract_ms("f0") + clock.update_ms
+            if outputs:
+                pending = done, written
+            else:  # nothing is worth detecting before the first memory
+                memory, now = written, done
+        now += clock.extract_ms("f1")
+        memory, pending = _collect(memory, pending, now)
+        boxes, logits, candidate = network.step(features("f1", frame), memory, "f1")
+        now += clock.memory_ms
+        outputs.append(Output(now, frame, boxes[0], logits[0]))
+        if memory is not earlier:
+            decides.observe(starts, memory, earlier)
+        else:
+            decides.observe(starts, candidate if decides.wants_candidate else memory, memory)
+        now += clock.policy_ms if mode.adaptive else 0.0
+    return outputs, f0_frames
+
+
+def _collect(memory, pending, now):
+    """The memory to use and what is still running."""
+    if pending is None or pending[0] > now:
+        return memory, pending
+    return pending[1], None
+
+
+def in_time(outputs: Sequence[Output], count: int, fps: float, deadline_ms: float) -> list[int]:
+    """For every frame the place of the newest output that is ready, -1 where there is none."""
+    ready = np.array([output.ready_ms for output in outputs])
+    # Rounding must not decide where a result is ready at the very moment it is looked at.
+    moments = 1e3 * np.arange(count) / fps + deadline_ms + 1e-6
+    return (np.searchsorted(ready, moments, side="right") - 1).tolist()
+
+
+@dataclasses.dataclass(frozen=True)
+class StreamingResult:
+    """Accuracy of one schedule at one frame rate.
+
+    Attributes:
+      score: as of `scoring`, of what was known in time; its share of f0 is of all the camera's
+        frames.
+      processed_share: part of the camera's frames that were detected.
+      age_ms: mean age of what is shown: from seeing the frame that the detections are of to
+        looking at them, without frames that nothing is known about; None where all are.
+    """
+
+    score: scoring.ModeResult
+    processed_share: float
+    age_ms: float | None
+
+    def to_json(self) -> dict:
+        """Plain values for `json.dump`."""
+        return {
+            **self.score.to_json(),
+            "processed_share": self.processed_share,
+            "age_ms": self.age_ms,
+        }
+
+
+class _Score:
+    """What one mode did so far."""
+
+    def __init__(self, labels, matching, latencies):
+        self.clock = Clock(latencies)
+        self.vid_map = VidMap(len(labels), labels, matching)
+        self.f0_frames, self.ages_ms = [], []
+        self.processed = self.frames = 0
+
+    def result(self) -> StreamingResult:
+        f0 = sum(map(len, self.f0_frames))
+        score = scoring.ModeResult(
+            **vars(self.vid_map.result()),
+            f0_share=f0 / self.frames,
+            f0_frames=tuple(map(tuple, self.f0_frames)),
+        )
+        age = float(np.mean(self.ages_ms)) if self.ages_ms else None
+        return StreamingResult(score, self.processed / self.frames, age)
+
+
+def evaluate(
+    network: rollout.Network,
+    batches: Iterable[dict[str, np.ndarray]],
+    modes: Sequence[rollout.Mode],
+    labels: Sequence[str],
+    coder: BoxCoder,
+    *,
+    fps: float,
+    latencies: Latencies,
+    deadline_ms: float = 0.0,
+    matching: str = "plain",
+    advance: Callable[[int], None] = lambda clips: None,
+) -> dict[str, StreamingResult]:
+    """Streaming accuracy of a detector; arguments as `scoring.evaluate`, and
+
+    Args:
+      fps: frames a second of the camera.
+      latencies: of the detector.
+      deadline_ms: how long after a frame is seen it is scored.
+
+    Returns:
+      The result by the name of the mode.
+
+    Raises:
+      UserError: an adaptive mode where the policy was not measured.
+    """
+    if latencies.policy_ms is None and any(mode.adaptive for mode in modes):
+        raise UserError(
+            "--latency is of a bundle without a policy; measure one with a policy, or leave the "
+            "adaptive modes out"
+        )
+    scores = {mode.name: _Score(labels, matching, latencies) for mode in modes}
+    for batch in batches:
+        for i in range(len(batch["frames"])):
+            clip = {name: value[i] for name, value in batch.items()}
+            features = _features_of(network, clip["frames"])
+            for mode in modes:
+                _stream_clip(
+                    scores[mode.name], network, features, clip, mode, coder, fps, deadline_ms
+                )
+            advance(1)
+    return {name: score.result() for name, score in scores.items()}
+
+
+def _features_of(network, frames) -> Features:
+    """Features of frames [T, H, W, 3], computed where some mode wants them, once."""
+    return functools.cache(
+        lambda extractor, frame: network.extract(frames[frame][np.newaxis], extractor)
+    )
+
+
+def _stream_clip(score, network, features, clip, mode, coder, fps, deadline_ms):
+    count = int(clip["num_frames"])
+    stream = stream_beside if mode.asynchronous else stream_in_turn
+    outputs, f0_frames = stream(network, features, Camera(count, fps), mode, score.clock)
+    found = [scoring.detect(o.box_encodings, o.class_logits, network.anchors, coder) for o in outputs]
+    shown = in_time(outputs, count, fps, deadline_ms)
+    score.vid_map.add_clip(
+        [
+            (d.boxes, d.scores, d.classes + 1)
+            for d in (found[place] if place >= 0 else NOTHING for place in shown)
+        ],
+        [scoring.frame_truth(clip, t) for t in range(count)],
+        image_size=clip["frames"].shape[1:3],
+    )
+    score.f0_frames.append(f0_frames)
+    score.frames += count
+    score.processed += len(outputs)
+    score.ages_ms += [
+        1e3 * (t - outputs[place].frame) / fps + deadline_ms
+        for t, place in enumerate(shown)
+        if place >= 0
+    ]

@@ -1,0 +1,1 @@
+"""Learning a policy by trial: replay, double Q-learning and the environments."""

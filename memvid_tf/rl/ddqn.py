@@ -1,0 +1,169 @@
+"""Double Q-learning (van Hasselt et al. 2016) of the interleaving policy; Algorithm 1 of LFS 3.4.
+
+Differs from the paper: it names neither discount nor loss nor exploration. The loss is Huber's, as
+in Mnih et al. 2015; the discount is short, since what a run of f0 is worth fades within some frames;
+ε falls linearly.
+"""
+
+import dataclasses
+from typing import NamedTuple
+
+import numpy as np
+import tensorflow as tf
+from official.modeling import hyperparams
+
+from memvid_tf.layers.conv_lstm import State
+from memvid_tf.models.policy import ETA_ONE, Policy
+from memvid_tf.rl.replay import Transition
+
+# States are stored on the grid of the int8 network: [0, 6] in 255 steps.
+STATE_STEP = 6.0 / 255
+
+
+@dataclasses.dataclass
+class DdqnConfig(hyperparams.Config):
+    """The learner. Steps are training steps, each of which plays one batch of clips.
+
+    Attributes:
+      discount: weight of the next frame's value, in [0, 1).
+      epsilon_begin, epsilon_end: probability of a random extractor, at the start and after
+        `epsilon_steps` steps.
+      epsilon_steps: steps over which ε falls linearly.
+      replay_capacity: transitions kept.
+      batch_size: transitions of one update.
+      games_per_step: times that a batch of clips is played, with other random actions.
+      updates_per_step: updates after them.
+      target_period: steps between two copies of the online network to the target network.
+      huber_delta: error beyond which the loss is linear.
+    """
+
+    discount: float = 0.9
+    epsilon_begin: float = 1.0
+    epsilon_end: float = 0.05
+    epsilon_steps: int = 200
+    replay_capacity: int = 10_000
+    batch_size: int = 64
+    games_per_step: int = 3
+    updates_per_step: int = 16
+    target_period: int = 10
+    huber_delta: float = 1.0
+
+
+def check(config: DdqnConfig) -> None:
+    """Raises ValueError naming a number with which nothing can be learned."""
+    counts = "replay_capacity batch_size games_per_step updates_per_step target_period"
+    for field in counts.split():
+        if getattr(config, field) < 1:
+            raise ValueError(f"ddqn.{field} {getattr(config, field)} is not at least 1")
+    for field in ("epsilon_begin", "epsilon_end"):
+        if not 0 <= getattr(config, field) <= 1:
+            raise ValueError(f"ddqn.{field} {getattr(config, field)} is not in [0, 1]")
+    if not 0 <= config.discount < 1:
+        raise ValueError(f"ddqn.discount {config.discount} is not in [0, 1)")
+    if config.huber_delta <= 0 or config.epsilon_steps < 0:
+        raise ValueError("ddqn.huber_delta must be above 0 and ddqn.epsilon_steps at least 0")
+
+
+class Observation(NamedTuple):
+    """S of one clip, or with a leading batch axis of several, as the replay stores it.
+
+    Attributes:
+      c, h: [H, W, C] uint8 in steps of `STATE_STEP`, c_t and h_t.
+      c_before, h_before: the same, c_{t-1} and h_{t-1}.
+      eta: [history] uint8, 1 where f1 ran k steps ago.
+    """
+
+    c: np.ndarray
+    h: np.ndarray
+    c_before: np.ndarray
+    h_before: np.ndarray
+    eta: np.ndarray
+
+
+def stacked(observations: list[Observation]) -> Observation:
+    """One observation with a leading batch axis."""
+    return Observation(*(np.stack(parts) for parts in zip(*observations)))
+
+
+def epsilon(config: DdqnConfig, step: int) -> float:
+    """Probability of a random extractor at a training step."""
+    done = min(1.0, step / config.epsilon_steps) if config.epsilon_steps else 1.0
+    return config.epsilon_begin + done * (config.epsilon_end - config.epsilon_begin)
+
+
+def double_q_target(r_t, discount_t, q_t_online, q_t_target):
+    """What Q(s_tm1, a_tm1) should be: the online network picks, the target network values.
+
+    Args:
+      r_t, discount_t: [N] float32.
+      q_t_online, q_t_target: [N, A] float32 Q-values of s_t.
+
+    Returns:
+      [N] float32, of which no gradient is taken.
+    """
+    picked = tf.argmax(q_t_online, 1)
+    value = tf.gather(q_t_target, picked, batch_dims=1)
+    return tf.stop_gradient(r_t + discount_t * value)
+
+
+def huber(error, delta: float):
+    """Half the square of the error up to `delta`, linear beyond; the slope is continuous."""
+    size = tf.abs(error)
+    return tf.where(size <= delta, 0.5 * size**2, delta * (size - 0.5 * delta))
+
+
+class Learner:
+    """The two networks and the update.
+
+    Args:
+      online: the policy that is trained.
+      target: another of the same configuration.
+      config: the learner.
+    """
+
+    def __init__(self, online: Policy, target: Policy, config: DdqnConfig):
+        check(config)
+        self.online, self.target, self.config = online, target, config
+        self._values = tf.function(self._values_graph)
+        self._update = tf.function(self._update_graph)
+
+    def _read(self, policy, s: Observation, training):
+        def real(x):
+            return tf.cast(x, tf.float32) * STATE_STEP
+
+        after, before = State(real(s.c), real(s.h)), State(real(s.c_before), real(s.h_before))
+        return policy(after, before, tf.cast(s.eta, tf.float32) * ETA_ONE, training=training)
+
+    def _values_graph(self, s):
+        return self._read(self.online, s, False)
+
+    def _update_graph(self, batch: Transition, optimizer):
+        q_t_online = self._read(self.online, batch.s_t, False)
+        q_t_target = self._read(self.target, batch.s_t, False)
+        wanted = double_q_target(batch.r_t, batch.discount_t, q_t_online, q_t_target)
+        with tf.GradientTape() as tape:
+            q_tm1 = self._read(self.online, batch.s_tm1, True)
+            error = wanted - tf.gather(q_tm1, batch.a_tm1, batch_dims=1)
+            loss = tf.reduce_mean(huber(error, self.config.huber_delta))
+        variables = self.online.trainable_variables
+        optimizer.apply_gradients(zip(tape.gradient(loss, variables), variables))
+        return loss
+
+    def q_values(self, observations: list[Observation]) -> np.ndarray:
+        """[B, 2] float32 Q-values of the online network."""
+        return self._values(stacked(observations)).numpy()
+
+    def act(self, q_values: np.ndarray, exploration: float, rng: np.random.Generator) -> np.ndarray:
+        """[B] int32 actions: the best of `q_values` [B, 2], or any with probability ε."""
+        explore = rng.random(len(q_values)) < exploration
+        any_action = rng.integers(0, q_values.shape[1], len(q_values))
+        return np.where(explore, any_action, q_values.argmax(1)).astype(np.int32)
+
+    def update(self, batch: Transition, optimizer):
+        """One step of the optimizer on a sampled batch; returns the loss, a scalar tensor."""
+        return self._update(batch, optimizer)
+
+    def copy_to_target(self) -> None:
+        """The target network becomes the online one, quantization ranges included."""
+        for to, source in zip(self.target.variables, self.online.variables, strict=True):
+            to.assign(source)

@@ -1,0 +1,211 @@
+"""Interleaving as a game on recorded clips (LFS 3.4, Algorithm 1).
+
+Several clips are played at once. On frame t the action a_t runs one extractor, but the rewards of
+both are known: the frozen detector computes the detections of either from the same memory. With L^i
+the loss of extractor i's detections (equation 2),
+
+    R(f0) = min_i L^i − L^0
+    R(f1) = γ + min_i L^i − L^1
+
+A game begins after frame 0, on which f0 always runs, and has a step for every other frame.
+
+Differs from the paper: L is the multibox loss of the frame for each of its positive anchors. The
+end of a clip is no end of the video, so the last transition's discount is that of the others.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import numpy as np
+import tensorflow as tf
+
+from memvid_tf.detection.loss import LossConfig, frame_loss
+from memvid_tf.detection.matching import Targets, match
+from memvid_tf.evaluation import rollout
+from memvid_tf.evaluation.checkpoint_network import CheckpointNetwork
+from memvid_tf.layers.conv_lstm import EXTRACTORS, State
+from memvid_tf.models.interleaved import InterleavedDetector
+from memvid_tf.models.policy import PolicyConfig
+from memvid_tf.rl.ddqn import STATE_STEP, Observation
+from memvid_tf.rl.replay import Transition
+from memvid_tf.runtime.schedules import ActionHistory
+
+F0, F1 = (EXTRACTORS.index(extractor) for extractor in EXTRACTORS)
+
+
+def rewards(losses: np.ndarray, speed_reward: float) -> np.ndarray:
+    """Equation 2 for every action.
+
+    Args:
+      losses: [..., 2], L^0 and L^1.
+      speed_reward: γ.
+
+    Returns:
+      [..., 2], R(f0) and R(f1).
+    """
+    accuracy = losses.min(-1, keepdims=True) - losses
+    accuracy[..., F1] += speed_reward
+    return accuracy
+
+
+class TimeStep(NamedTuple):
+    """What is known after one frame.
+
+    Attributes:
+      observations: S_t, one a clip.
+      reward: [B] float32 R_t(a_t); None for frame 0.
+      losses: [B, 2] float32 L^0 and L^1 of the frame.
+      is_last: whether the clips end here.
+    """
+
+    observations: list[Observation]
+    reward: np.ndarray | None
+    losses: np.ndarray
+    is_last: bool
+
+
+class InterleavingEnvironment:
+    """A batch of clips in which a frozen detector is steered.
+
+    Args:
+      detector: the detector, in inference mode.
+      losses: the loss of which the rewards are made.
+      policy: what of the detector is observed.
+      speed_reward: γ.
+      discount: of every step.
+    """
+
+    def __init__(
+        self,
+        detector: InterleavedDetector,
+        losses: LossConfig,
+        policy: PolicyConfig,
+        speed_reward: float,
+        discount: float,
+    ):
+        self._detector, self._config, self._losses = detector, policy, losses
+        self._network = CheckpointNetwork(detector)
+        self._speed_reward, self.discount = speed_reward, discount
+        self._advance = tf.function(self._advance_graph)
+        self._match = tf.function(self._match_graph)
+
+    def load(self, clips: dict[str, np.ndarray]) -> None:
+        """Takes other clips and computes what does not depend on actions: all features.
+
+        Args:
+          clips: a batch of `clips.clip_dataset`, of which every frame is valid.
+        """
+        self._clips = len(clips["frames"])
+        self._features = rollout.extract_all(self._network, clips["frames"])
+        self._targets = self._match(clips["boxes"], clips["classes"])
+
+    def reset(self) -> TimeStep:
+        """Begins a game; returns what is known after frame 0."""
+        self._state = self._detector.initial_state(self._clips)
+        self._rows = list(zip(*(_stored(s) for s in self._state)))
+        self._history = ActionHistory(self._clips, self._config.history)
+        self._t = 0
+        return self._run(np.full(self._clips, F0, np.int32))
+
+    def step(self, actions: np.ndarray) -> TimeStep:
+        """Runs an extractor of each clip on the next frame.
+
+        Args:
+          actions: [B] int32, indices into `conv_lstm.EXTRACTORS`.
+        """
+        if self._t == len(self._features["f0"]):
+            raise ValueError("the clips have ended; reset, or load others")
+        return self._run(actions)
+
+    def _run(self, actions) -> TimeStep:
+        t = self._t
+        losses, written, self._state = self._advance(
+            *(self._features[e][t] for e in EXTRACTORS),
+            self._state,
+            tf.constant(actions),
+            Targets(*(x[:, t] for x in self._targets)),
+        )
+        losses = losses.numpy()
+        before = self._rows
+        seen = list(zip(*(_stored(s) for s in written)))
+        # A map that did not change stays the same array, of which the replay keeps one.
+        self._rows = [s if a == F0 else b for s, b, a in zip(seen, before, actions)]
+        if self._config.observes == "memory":
+            seen = self._rows
+        self._history.record(actions == F0)
+        observations = [
+            Observation(*after, *earlier, eta.copy())
+            for after, earlier, eta in zip(seen, before, self._history.eta)
+        ]
+        self._t += 1
+        reward = None
+        if t:
+            reward = rewards(losses, self._speed_reward)[np.arange(self._clips), actions]
+        return TimeStep(observations, reward, losses, self._t == len(self._features["f0"]))
+
+    def _match_graph(self, boxes, classes):
+        clips, frames = boxes.shape[:2]
+
+        def merged(x):
+            return tf.reshape(x, [-1, *x.shape[2:]])
+
+        threshold = self._losses.match_threshold
+        targets = match(self._detector.anchors, merged(boxes), merged(classes), threshold)
+        return Targets(*(tf.reshape(x, [clips, frames, *x.shape[1:]]) for x in targets))
+
+    def _advance_graph(self, f0_features, f1_features, state, actions, targets):
+        """Losses [B, 2]; what the picked extractor writes, or would; the state that is kept."""
+        losses, written = [], []
+        for extractor, features in zip(EXTRACTORS, (f0_features, f1_features)):
+            output, next_state = self._detector.step(features, state, extractor)
+            predictions = self._detector.detect(output)
+            loss = frame_loss(**predictions, targets=targets, config=self._losses)
+            losses.append(loss.per_frame(self._losses.box_weight))
+            written.append(next_state)
+        is_f0 = tf.reshape(actions == F0, [-1, 1, 1, 1])
+        candidate = State(*(tf.where(is_f0, a, b) for a, b in zip(*written)))
+        kept = State(*(tf.where(is_f0, a, b) for a, b in zip(candidate, state)))
+        return tf.stack(losses, 1), candidate, kept
+
+
+def _stored(state) -> list[np.ndarray]:
+    """A map of every clip as the replay stores it, each an array of its own."""
+    levels = np.rint(state.numpy() / np.float32(STATE_STEP)).astype(np.uint8)
+    return [row.copy() for row in levels]
+
+
+class Played(NamedTuple):
+    """One frame of a run.
+
+    Attributes:
+      transitions: one a clip.
+      actions: [B] int32.
+      step: what the environment said.
+    """
+
+    transitions: list[Transition]
+    actions: np.ndarray
+    step: TimeStep
+
+
+def run_loop(
+    environment: InterleavingEnvironment, act: Callable[[list[Observation]], np.ndarray]
+) -> Iterator[Played]:
+    """Plays one game to the end.
+
+    Args:
+      environment: where; it has clips.
+      act: from observations to actions [B] int32.
+
+    Yields:
+      Every frame but the first.
+    """
+    step = environment.reset()
+    while not step.is_last:
+        before, actions = step.observations, act(step.observations)
+        step = environment.step(actions)
+        transitions = [
+            Transition(s_tm1, int(a), float(r), environment.discount, s_t)
+            for s_tm1, a, r, s_t in zip(before, actions, step.reward, step.observations)
+        ]
+        yield Played(transitions, actions, step)

@@ -1,0 +1,282 @@
+"""Training and validation of the interleaving policy (LFS 3.4, Algorithm 1).
+
+A training step plays one batch of recorded clips with the policy as it is, some actions being
+random, puts every frame into the replay, and updates the policy a few times from it. The detector
+comes from another training and stays as it is; it is part of this one's checkpoints, so that the
+folder of a policy needs no other.
+"""
+
+import dataclasses
+
+import numpy as np
+import tensorflow as tf
+import tf_keras
+from official.core import base_task, config_definitions, exp_factory, task_factory
+from official.modeling import optimization
+
+from memvid_tf.data import clips
+from memvid_tf.detection import loss as detection_loss
+from memvid_tf.errors import UserError
+from memvid_tf.evaluation import rollout
+from memvid_tf.evaluation.checkpoint_network import CheckpointNetwork
+from memvid_tf.models import policy as policies
+from memvid_tf.models.interleaved import InterleavedConfig
+from memvid_tf.rl import ddqn as learning
+from memvid_tf.rl import interleaving, replay
+from memvid_tf.tasks import checkpoints, configuration
+from memvid_tf.tasks.detection import InterleavedTaskConfig, check_clips, clip_inputs
+from memvid_tf.tasks.validation import ClipScores, per_replica
+
+EXPERIMENT = "interleaved_policy"
+FROM_BASE = ("model", "losses", "labels")
+VALIDATION_MODE = rollout.Mode(None, adaptive=True)
+
+
+@dataclasses.dataclass
+class PolicyTaskConfig(config_definitions.TaskConfig):
+    """The task.
+
+    Attributes:
+      base_model_dir: folder of the detector's training.
+      base_checkpoint: name of a checkpoint in it; the newest by default.
+      model, losses, labels: of the base; they are filled in from its params.yaml.
+      policy: the policy network.
+      ddqn: the learner.
+      speed_reward: γ of equation 2, what a frame of f1 is worth; the larger, the rarer f0.
+      train_data: clips that are played; every frame of a window is a step of the game.
+      validation_data: clips on which the policy decides alone.
+      seed: of weights, exploration and the replay's samples.
+    """
+
+    base_model_dir: str = ""
+    base_checkpoint: str = ""
+    model: InterleavedConfig = dataclasses.field(default_factory=InterleavedConfig)
+    losses: detection_loss.LossConfig = dataclasses.field(
+        default_factory=detection_loss.LossConfig
+    )
+    labels: tuple[str, ...] = ()
+    policy: policies.PolicyConfig = dataclasses.field(default_factory=policies.PolicyConfig)
+    ddqn: learning.DdqnConfig = dataclasses.field(default_factory=learning.DdqnConfig)
+    speed_reward: float = 1.0
+    train_data: clips.ClipConfig = dataclasses.field(
+        default_factory=lambda: clips.ClipConfig(is_training=True)
+    )
+    validation_data: clips.ClipConfig = dataclasses.field(
+        default_factory=lambda: clips.ClipConfig(is_training=False)
+    )
+    seed: int = 0
+
+
+class ReplayState(tf.train.experimental.PythonState):
+    """A replay as a part of a checkpoint."""
+
+    def __init__(self, content: replay.Replay):
+        self._content = content
+
+    def serialize(self):
+        return replay.to_bytes(self._content.get_state())
+
+    def deserialize(self, string_value):
+        self._content.set_state(replay.from_bytes(string_value))
+
+
+@task_factory.register_task_cls(PolicyTaskConfig)
+class PolicyTask(base_task.Task):
+    """See the module.
+
+    Attributes:
+      start_step: global step from which training goes on; the input stream starts there.
+    """
+
+    start_step = 0
+    _network = None
+
+    @classmethod
+    def completed(cls, config: PolicyTaskConfig) -> PolicyTaskConfig:
+        """The task with what comes from its base.
+
+        Raises:
+          UserError: if the base is missing, contradicts the configuration, or the clips do not fit.
+        """
+        if not config.base_model_dir:
+            raise UserError(
+                "task.base_model_dir is missing; name the folder of a detector's training, for "
+                "example --params_override=task.base_model_dir=runs/tiny"
+            )
+        base = configuration.load_saved(config.base_model_dir).task
+        if not isinstance(base, InterleavedTaskConfig):
+            raise UserError(
+                f"task.base_model_dir {config.base_model_dir!r} holds a training of {base.name!r}, "
+                "wanted one of 'interleaved'"
+            )
+        taken, default = {}, PolicyTaskConfig()
+        for section in FROM_BASE:
+            own, theirs, unset = (
+                {section: _plain(getattr(c, section))} for c in (config, base, default)
+            )
+            given = configuration.difference(unset, own, "task.")
+            if given and configuration.difference(theirs, own):
+                raise UserError(
+                    f"configuration: {given.partition(' is ')[0]} is given, but task.{section} is "
+                    f"that of task.base_model_dir {config.base_model_dir!r}; leave it out"
+                )
+            taken[section] = getattr(base, section)
+        config = config.replace(**taken)
+        check_clips(config)
+        return config
+
+    def build_model(self) -> policies.AdaptiveDetector:
+        config = self.task_config
+        try:
+            learning.check(config.ddqn)
+            return policies.AdaptiveDetector(config.model, config.policy)
+        except ValueError as error:
+            raise UserError(f"configuration: {error}") from error
+
+    def checkpoint_items(self, model: policies.AdaptiveDetector) -> dict[str, object]:
+        """What a checkpoint needs beside the model, and training too: replay and target network."""
+        config = self.task_config
+        target = policies.build_policy(model.detector, config.policy, name="target")
+        self._learner = learning.Learner(model.policy, target, config.ddqn)
+        self._replay = replay.Replay(config.ddqn.replay_capacity, learning.Observation)
+        self._environment = interleaving.InterleavingEnvironment(
+            model.detector,
+            config.losses,
+            config.policy,
+            config.speed_reward,
+            config.ddqn.discount,
+        )
+        return {"target": target, "replay": ReplayState(self._replay)}
+
+    def initialize(self, model):
+        """Restores the base into a new run."""
+        config = self.task_config
+        path = checkpoints.find(config.base_model_dir, config.base_checkpoint)
+        checkpoints.restore(model.detector, path)
+        self._learner.copy_to_target()
+
+    def build_inputs(self, params, input_context=None):
+        return clip_inputs(params, input_context, self.start_step)
+
+    def build_metrics(self, training: bool = True):
+        names = ("q_f0", "q_f1", "f0_share", "f0_share_greedy", "reward", "loss_f0", "loss_f1")
+        return [tf_keras.metrics.Mean(name) for name in names + ("epsilon",)] if training else []
+
+    def train_step(self, inputs, model, optimizer, metrics=None):
+        """Algorithm 1, lines 2 to 18, for a batch of clips. Runs eagerly."""
+        if not tf.executing_eagerly():
+            raise UserError(
+                "configuration: a policy is trained with trainer.train_tf_function=false and "
+                "trainer.train_tf_while_loop=false: the replay is no part of a graph"
+            )
+        config, learner = self.task_config.ddqn, self._learner
+        step = int(optimizer.iterations) // config.updates_per_step
+        # A generator a step: what a resumed run draws does not depend on where it stopped.
+        rng = np.random.default_rng([self.task_config.seed, step])
+        exploration = learning.epsilon(config, step)
+        values = []
+
+        def act(observations):
+            values.append(learner.q_values(observations))
+            return learner.act(values[-1], exploration, rng)
+
+        played = []
+        self._environment.load({name: value.numpy() for name, value in inputs.items()})
+        for _ in range(config.games_per_step):
+            for frame in interleaving.run_loop(self._environment, act):
+                played.append(frame)
+                for transition in frame.transitions:
+                    self._replay.add(transition)
+        losses = [
+            learner.update(self._replay.sample(config.batch_size, rng), optimizer)
+            for _ in range(config.updates_per_step)
+        ]
+        if step % config.target_period == 0:
+            learner.copy_to_target()
+        loss = tf.reduce_mean(losses)
+        if not np.isfinite(loss):
+            raise UserError(
+                f"loss is {float(loss)} at step {step}; lower the learning rate or "
+                "task.speed_reward"
+            )
+        self._log(metrics or (), values, played, exploration)
+        return {self.loss: loss}
+
+    def _log(self, metrics, values, played, exploration):
+        q_values, losses = np.concatenate(values), np.concatenate([p.step.losses for p in played])
+        logged = {
+            "q_f0": q_values[:, interleaving.F0].mean(),
+            "q_f1": q_values[:, interleaving.F1].mean(),
+            "f0_share": np.mean([p.actions == interleaving.F0 for p in played]),
+            "f0_share_greedy": np.mean(q_values.argmax(1) == interleaving.F0),
+            "reward": np.mean([p.step.reward for p in played]),
+            "loss_f0": losses[:, interleaving.F0].mean(),
+            "loss_f1": losses[:, interleaving.F1].mean(),
+            "epsilon": exploration,
+        }
+        for metric in metrics:
+            metric.update_state(logged[metric.name])
+
+    def validation_step(self, inputs, model, metrics=None):
+        """Runs whole clips as the policy decides. Runs eagerly."""
+        network = self._validated(model)
+        frames = inputs["frames"].numpy()
+        features = rollout.extract_all(network, frames)
+        rolled = rollout.roll(network, features, len(frames), VALIDATION_MODE)
+        return {**{name: tf.constant(x) for name, x in rolled._asdict().items()}, **inputs}
+
+    def _validated(self, model):
+        if self._network is None:
+            self._network = CheckpointNetwork(model.detector, model.policy)
+        return self._network
+
+    def aggregate_logs(self, state=None, step_logs=None):
+        if state is None:
+            scores = ClipScores(self.task_config.labels, self._network.anchors)
+            state = {"scores": scores, "f0": []}
+        for batch in per_replica(step_logs):
+            state["scores"].add(batch)
+            state["f0"] += [f0[:n] for f0, n in zip(batch["f0"], batch["num_frames"])]
+        return state
+
+    def reduce_aggregated_logs(self, aggregated_logs, global_step=None):
+        share = float(np.concatenate(aggregated_logs["f0"]).mean())
+        return {**aggregated_logs["scores"].summaries(global_step), "f0_share": share}
+
+
+def _plain(section):
+    return section.as_dict() if hasattr(section, "as_dict") else list(section)
+
+
+@exp_factory.register_config_factory(EXPERIMENT)
+def policy_experiment() -> config_definitions.ExperimentConfig:
+    """Paper scale, as far as LFS 3.4 says what that is."""
+    return config_definitions.ExperimentConfig(
+        task=PolicyTaskConfig(name=EXPERIMENT),
+        runtime=config_definitions.RuntimeConfig(distribution_strategy="one_device"),
+        trainer=config_definitions.TrainerConfig(
+            train_steps=20_000,
+            steps_per_loop=10,
+            summary_interval=10,
+            checkpoint_interval=500,
+            validation_interval=1_000,
+            max_to_keep=2,
+            # The replay is Python's, and so are the loops around it.
+            train_tf_function=False,
+            train_tf_while_loop=False,
+            eval_tf_function=False,
+            optimizer_config=optimization.OptimizationConfig(
+                {
+                    "optimizer": {"type": "adam", "adam": {"global_clipnorm": 10.0}},
+                    "learning_rate": {
+                        "type": "constant",
+                        "constant": {"learning_rate": 0.0005},
+                    },
+                }
+            ),
+        ),
+        restrictions=[
+            "task.train_data.is_training != None",
+            "task.validation_data.is_training != None",
+        ],
+    )

@@ -1,0 +1,214 @@
+"""The shipped configurations load, build and fit their data, and their headers are true."""
+
+import dataclasses
+import pathlib
+import re
+import shlex
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+import memvid_tf  # noqa: F401  (before TensorFlow)
+from memvid_tf.data import davis, synthetic
+from memvid_tf.models.interleaved import InterleavedConfig
+from memvid_tf.tasks import configuration, training  # noqa: F401  (registers the experiments)
+from official.core import task_factory
+from official.modeling import optimization
+
+REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
+FILES = sorted(path.relative_to(REPOSITORY) for path in (REPOSITORY / "configs").glob("*.yaml"))
+COMMAND = re.compile(r"python -m ((?:.*\\\n)*.*)")
+every_config = pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+
+
+@dataclasses.dataclass(frozen=True)
+class Command:
+    """`python -m module words --flag=value ...`; a flag may come several times."""
+
+    module: str
+    words: tuple[str, ...]
+    flags: tuple[tuple[str, str], ...]
+
+    def all(self, name: str) -> list[str]:
+        return [value for flag, value in self.flags if flag == name]
+
+    def one(self, name: str, default: str = "") -> str:
+        return (self.all(name) or [default])[-1]
+
+
+def header(path) -> dict[str, str]:
+    """The fields of the comment on top, `# Name: text`, whose text may go on in further lines."""
+    fields, name = {}, None
+    for line in (REPOSITORY / path).read_text(encoding="utf-8").splitlines():
+        if not line.startswith("#"):
+            break
+        line = line.removeprefix("#").rstrip()
+        start = re.match(r" (\S+):\s+(.*)", line)
+        if start:
+            name, line = start.groups()
+        if name:
+            fields.setdefault(name, []).append(line.strip())
+    return {name: "\n".join(lines) for name, lines in fields.items()}
+
+
+def commands(text: str) -> list[Command]:
+    """The commands of a field of a header."""
+    found = []
+    for match in COMMAND.finditer(text):
+        module, *arguments = shlex.split(match[1].replace("\\\n", " "))
+        flags = [argument[2:].partition("=")[::2] for argument in arguments if argument[:2] == "--"]
+        words = [argument for argument in arguments if argument[:2] != "--"]
+        found.append(Command(module, tuple(words), tuple(flags)))
+    return found
+
+
+def training_command(path) -> Command:
+    (command,) = commands(header(path)["Command"])
+    return command
+
+
+def load(path):
+    """The configuration that the command of a header trains."""
+    command = training_command(path)
+    return configuration.load(
+        command.one("experiment", "interleaved"),
+        [str(REPOSITORY / name) for name in command.all("config_file")],
+        command.one("params_override"),
+    )
+
+
+def trained_in(model_dir: str):
+    """The configuration whose command trains in a folder."""
+    (path,) = [path for path in FILES if training_command(path).one("model_dir") == model_dir]
+    return load(path)
+
+
+def test_there_are_configurations():
+    assert {path.stem for path in FILES} >= {
+        stem + phase
+        for stem in ("interleaved", "interleaved_tiny", "interleaved_davis")
+        for phase in ("", "_qat")
+    }
+
+
+@every_config
+def test_the_header_says_what_it_is_and_how_to_run_it(path):
+    fields = header(path)
+    assert {"Paper", "Command", "Next"} <= set(fields)
+    command = training_command(path)
+    assert command.module == "memvid_tf.train"
+    # Overlays come after what they lie on; this file has the last word.
+    assert command.all("config_file")[-1] == str(path)
+    for name in re.findall(r"configs/\w+\.yaml", "\n".join(fields.values())):
+        assert (REPOSITORY / name).is_file(), name
+    assert commands(fields["Next"]) or "configs/" in fields["Next"]
+
+
+@every_config
+def test_every_command_of_the_header_is_accepted(path):
+    for command in commands("\n".join(header(path).values())):
+        arguments = [f"--{name}={value}" if value else f"--{name}" for name, value in command.flags]
+        result = subprocess.run(
+            [sys.executable, "-m", command.module, *command.words, *arguments, "--only_check_args"],
+            cwd=REPOSITORY,
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+        assert result.returncode == 0, result.stderr
+
+
+@every_config
+def test_it_loads_and_agrees_with_itself(path):
+    params = load(path)
+    trainer, task = params.trainer, params.task
+    optimizer: optimization.OptimizationConfig = trainer.optimizer_config
+    rate = optimizer.learning_rate
+    if rate.type == "cosine":
+        assert rate.cosine.decay_steps == trainer.train_steps
+    if optimizer.warmup.type == "linear":
+        assert optimizer.warmup.linear.warmup_steps < trainer.train_steps
+    for interval in ("summary_interval", "checkpoint_interval", "validation_interval"):
+        steps = getattr(trainer, interval)
+        # The trainer looks at intervals between loops only.
+        assert 0 < steps <= trainer.train_steps and steps % trainer.steps_per_loop == 0, interval
+    assert getattr(task, "freeze_norm_step", -1) < trainer.train_steps
+    assert task.train_data.is_training and not task.validation_data.is_training
+    assert task.train_data.split != task.validation_data.split
+
+
+@every_config
+def test_network_and_data_agree(path):
+    task = load(path).task
+    # A policy takes the network of its base.
+    base = getattr(task, "base_model_dir", "")
+    model = trained_in(base).task.model if base else task.model
+    made = [
+        command
+        for other in FILES
+        for command in commands(header(other).get("Data", ""))
+        if command.one("output") == task.train_data.input_path
+    ]
+    for data in (task.train_data, task.validation_data):
+        assert tuple(data.image_size) == tuple(model.image_size)
+        assert data.input_path == task.train_data.input_path
+    for command in made:
+        if command.words == ("synthetic",):
+            config = synthetic.PRESETS[command.one("preset", "demo")]
+            size, classes = [config.image_size] * 2, config.num_classes
+            assert task.train_data.max_objects >= config.max_objects
+        else:
+            assert command.words == ("davis",)
+            size, classes = [int(side) for side in command.one("image_size").split(",")], 1
+            assert task.train_data.unroll_frames <= davis.DavisConfig().unroll_frames
+        assert list(model.image_size) == size and model.num_classes == classes
+    assert made or task.train_data.input_path == "data/imagenet_vid"
+
+
+@pytest.mark.parametrize(
+    "path", [path for path in FILES if path.stem.endswith("_qat")], ids=lambda path: path.stem
+)
+def test_a_second_phase_continues_the_network_of_the_first(path):
+    task = load(path).task
+    first, second = trained_in(task.init_checkpoint).task.model, task.model
+    assert (first.quantization, second.quantization) == ("none", "int8")
+    same = first.replace(quantization="int8")
+    assert configuration.difference(same.as_dict(), second.as_dict()) is None
+
+
+@every_config
+def test_the_network_is_built(path):
+    task = load(path).task
+    base = getattr(task, "base_model_dir", "")
+    if base:
+        task = task.replace(model=trained_in(base).task.model)
+    model = task_factory.get_task(task).build_model()
+    detector = getattr(model, "detector", model)
+    batch = np.zeros([1, 2, *task.model.image_size, 3], np.uint8)
+    outputs = detector(batch)
+    anchors = len(detector.anchors)
+    assert outputs["box_encodings"].shape == (1, 2, anchors, 4)
+    assert outputs["class_logits"].shape == (1, 2, anchors, 1 + task.model.num_classes)
+    # Whatever the ratio of the frame, both extractors see the same cells.
+    assert detector.frame_size("f0") == tuple(2 * side for side in detector.frame_size("f1"))
+
+
+def test_paper_scale_is_the_papers():
+    params = load(pathlib.Path("configs/interleaved.yaml"))
+    task, optimizer = params.task, params.trainer.optimizer_config
+    # LFS 3.1 and 3.2.
+    model = task.model
+    assert (model.num_classes, tuple(model.image_size), model.shrink) == (30, (320, 320), 2)
+    assert (model.depth_multiplier_f0, model.depth_multiplier_f1) == (1.4, 0.35)
+    assert (model.state_channels, model.groups, model.head_depth) == (320, 4, 256)
+    assert tuple(model.anchors.aspect_ratios) == (1.0, 0.5, 2.0)
+    assert configuration.difference(model.as_dict(), InterleavedConfig().as_dict()) is None
+    # LFS 3.3; the loss is SSD's.
+    assert (task.train_data.global_batch_size, task.train_data.unroll_frames) == (12, 6)
+    assert task.f0_probability == 0.5 and task.validation_tau == 9
+    assert optimizer.learning_rate.cosine.initial_learning_rate == 0.002
+    losses = task.losses
+    assert (losses.classification, losses.negatives_per_positive) == ("hard_negative", 3.0)
+    assert (losses.match_threshold, losses.positive_weight, losses.box_weight) == (0.5, 1.0, 1.0)
