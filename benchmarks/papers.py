@@ -255,7 +255,8 @@ def markdown(result: dict) -> str:
             "",
             "## The two forms of the memory",
             "",
-            f"Float mAP@.5 after the first phase, seeds {paper_seeds} for the paper's form:",
+            f"Float mAP@.5 after the first phase; seeds of the paper's form: "
+            f"{paper_seeds or 'none, not measured'}.",
             "",
             tabulate(cells, ["mode", "factored (default)", "paper"], tablefmt="github"),
             "",

@@ -45,6 +45,7 @@ def main(argv):
             raise errors.UserError(f"--{name} is missing; see --help")
     logging.set_verbosity(logging.WARNING)
     from export import bundle, verify
+    from memvid_tf.data import records
     from memvid_tf.runtime.bundle import Bundle
     from memvid_tf.runtime.manifest import PostSpec
     from memvid_tf.tasks import trained
@@ -60,6 +61,9 @@ def main(argv):
     data = found.params.task.validation_data
     if FLAGS.input_path:
         data = data.replace(input_path=FLAGS.input_path)
+        records.read_info(data.input_path).check_labels(found.params.task.labels)
+    if FLAGS.verify:
+        verify.check_data(data)  # before minutes of conversion
     options = bundle.Options(
         precision=FLAGS.precision,
         tau=FLAGS.tau,

@@ -111,6 +111,19 @@ def _check_observed(network: tf.Module) -> None:
                 )
 
 
+def check_output(output_dir: str) -> None:
+    """Raises UserError where a bundle would replace something that is none."""
+    if os.path.isdir(output_dir):
+        held = sorted(os.listdir(output_dir))
+        if held and MANIFEST not in held:
+            raise UserError(
+                f"{output_dir!r} is no bundle, it holds {', '.join(held[:5])}; name a new folder "
+                "or that of an older bundle"
+            )
+    elif os.path.lexists(output_dir):
+        raise UserError(f"{output_dir!r} is a file; name a new folder or that of an older bundle")
+
+
 def write(trained: Trained, options: Options, output_dir: str) -> None:
     """Writes a bundle, whole or not at all.
 
@@ -121,7 +134,9 @@ def write(trained: Trained, options: Options, output_dir: str) -> None:
 
     Raises:
       GateError: see `convert_graphs`.
+      UserError: if the folder holds something else.
     """
+    check_output(output_dir)
     flatbuffers = convert_graphs(trained, options)
     with files.atomic_folder(output_dir) as folder:
         for graph, flatbuffer in flatbuffers.items():

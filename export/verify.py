@@ -89,6 +89,17 @@ def drift(trained: Trained, bundle: Bundle, frames, *, advance=lambda n: None) -
     return rows
 
 
+def check_data(data: clips.ClipConfig) -> None:
+    """Raises DatasetError if there are no clips to verify with."""
+    clips.clip_dataset(data)
+    split = records.read_info(data.input_path).split(data.split)
+    if data.drop_remainder and split.clips < data.global_batch_size:
+        raise records.DatasetError(
+            f"{data.input_path} has {split.clips} clips in {data.split}, fewer than one batch of "
+            f"{data.global_batch_size}, and task.validation_data.drop_remainder drops the rest"
+        )
+
+
 def _video(data: clips.ClipConfig, limit: int):
     """Frames of the test clips, one clip after another, again and again up to the limit."""
     count = 0
@@ -120,7 +131,7 @@ def verify(trained: Trained, bundle: Bundle, data: clips.ClipConfig) -> dict:
                 network,
                 clips.clip_dataset(data).as_numpy_iterator(),
                 modes,
-                info.labels,
+                bundle.labels,
                 bundle.manifest.box_coder,
                 advance=bar.update,
             )

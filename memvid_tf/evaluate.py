@@ -68,7 +68,7 @@ flags.DEFINE_string("output", "", "JSON file for the results. Example: --output=
 
 
 def from_model_dir(model_dir: str, checkpoint: str, simulate_quantization: bool):
-    """The network of a training, its coder, its configuration and its name."""
+    """The network of a training, its coder, classes and configuration, and its name."""
     from memvid_tf.detection.matching import CODER_WEIGHTS
     from memvid_tf.evaluation.checkpoint_network import CheckpointNetwork
     from memvid_tf.runtime.manifest import BoxCoder
@@ -79,6 +79,7 @@ def from_model_dir(model_dir: str, checkpoint: str, simulate_quantization: bool)
     return (
         CheckpointNetwork(found.model, found.policy),
         BoxCoder(*CODER_WEIGHTS),
+        tuple(found.params.task.labels),
         found.params.task.validation_data,
         {
             "model_dir": model_dir,
@@ -90,7 +91,7 @@ def from_model_dir(model_dir: str, checkpoint: str, simulate_quantization: bool)
 
 
 def from_bundle(path: str):
-    """The network of a bundle, its coder, the configuration it was trained with and its name."""
+    """The network of a bundle, its coder, classes and configuration, and its name."""
     from memvid_tf.data.clips import ClipConfig
     from memvid_tf.evaluation.bundle_network import BundleNetwork
     from memvid_tf.runtime.bundle import Bundle
@@ -101,6 +102,7 @@ def from_bundle(path: str):
     return (
         BundleNetwork(bundle),
         manifest.box_coder,
+        bundle.labels,
         ClipConfig(task["validation_data"]),
         {
             "bundle": path,
@@ -133,32 +135,40 @@ def main(argv):
         raise errors.UserError(f"unexpected argument {argv[1]!r}; every option is a --flag")
     if bool(FLAGS.model_dir) == bool(FLAGS.bundle):
         raise errors.UserError("name one of --model_dir=… and --bundle=…")
+    if FLAGS.bundle and FLAGS.checkpoint:
+        raise errors.UserError("--checkpoint names one in --model_dir; a bundle holds only its own")
     from tqdm import tqdm
 
     from memvid_tf import files, provenance
     from memvid_tf.data import clips, records
     from memvid_tf.evaluation import report, rollout, scoring
 
-    modes = [rollout.parse_mode(word) for word in FLAGS.modes]
+    # A word more than once, or another word for the same, is one mode.
+    modes = list(dict.fromkeys(rollout.parse_mode(word) for word in FLAGS.modes))
+    if not modes:
+        raise errors.UserError("--modes is empty; name some, as in --modes=f0,9,async9")
     if FLAGS.bundle:
-        network, coder, data, source = from_bundle(FLAGS.bundle)
+        network, coder, labels, data, source = from_bundle(FLAGS.bundle)
     else:
-        network, coder, data, source = from_model_dir(
+        network, coder, labels, data, source = from_model_dir(
             FLAGS.model_dir, FLAGS.checkpoint, FLAGS.simulate_quantization
         )
     data = data.replace(
         input_path=FLAGS.input_path or data.input_path, split=FLAGS.split or data.split
     )
     info = records.read_info(data.input_path)
+    if FLAGS.input_path:
+        info.check_labels(labels)
+    dataset = clips.clip_dataset(data)
     score, settings = scoring.evaluate, {}
     if FLAGS.streaming:
         score, settings = streaming_score(source["precision"])
     with tqdm(total=info.split(data.split).clips, desc="evaluating", unit="clip") as bar:
         results = score(
             network,
-            clips.clip_dataset(data).as_numpy_iterator(),
+            dataset.as_numpy_iterator(),
             modes,
-            info.labels,
+            labels,
             coder,
             matching=FLAGS.matching,
             advance=bar.update,
@@ -174,7 +184,12 @@ def main(argv):
             "modes": by_mode,
             "provenance": provenance.describe(),
         }
-        files.write_json(FLAGS.output, result)
+        try:
+            files.write_json(FLAGS.output, result)
+        except OSError as error:
+            raise errors.UserError(
+                f"--output={FLAGS.output} cannot be written: {error.strerror}"
+            ) from error
         print(f"written: {FLAGS.output}")
 
 

@@ -66,7 +66,7 @@ def test_the_manifest_says_where_the_bundle_comes_from(networks):
     assert (manifest.checkpoint.name, manifest.checkpoint.step) == ("ckpt-10", 10)
     assert (manifest.precision, manifest.name, manifest.tau) == ("int8", "int8", 2)
     assert bundle.labels == tiny_run.LABELS
-    assert manifest.image.sizes == {"f0": (32, 64), "f1": (16, 32)}
+    assert manifest.image.sizes == {"f0": (16, 32), "f1": (8, 16)}
     np.testing.assert_array_equal(bundle.anchors, networks["int8"].model.anchors)
     assert manifest.updates_state == {"f0": True, "f1": False}
     costs = {name: spec.multiply_adds for name, spec in manifest.graphs.items()}
@@ -187,8 +187,8 @@ def test_the_int8_bundle_is_the_simulated_network_graph_by_graph(networks):
 
     One layer is a step off where its sum lies near the middle between two levels, which float32 and
     int32 sums see differently: one value in some hundreds. The next layers add up such steps, with
-    weights of any size; ten layers in a row give means below one step and extremes of a few. A range
-    that is wrong or a kernel that is not folded is off by tens everywhere.
+    weights of any size; eight layers in a row give extremes of a few steps. A range that is wrong
+    or a kernel that is not folded is off by tens everywhere.
     """
     bundle, model = load("int8"), networks["int8"].model
     calls = graphs(bundle)
@@ -221,8 +221,8 @@ def test_the_int8_bundle_is_the_simulated_network_graph_by_graph(networks):
     assert len(found) == 6
     for name, steps in found.items():
         steps = np.concatenate(steps)
-        assert steps.mean() < 1 and steps.max() < 8, (name, steps.mean(), steps.max())
-        assert (steps < 1.5).mean() > 0.85, name
+        assert steps.mean() < 0.5 and steps.max() < 8, (name, steps.mean(), steps.max())
+        assert (steps < 1.5).mean() > 0.95, name
 
 
 def test_the_memories_of_bundle_and_simulation_stay_together(networks):

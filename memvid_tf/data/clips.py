@@ -161,7 +161,8 @@ def _checked_frames(config, info, split, start_step):
     )
     for name, right, allowed in checks:
         if not right:
-            raise ValueError(f"{name} {getattr(config, name)!r} is not allowed: {allowed}")
+            raise records.DatasetError(
+                f"{name} {getattr(config, name)!r} is not allowed: {allowed}")
     if start_step < 0 or (start_step and not config.is_training):
         raise ValueError(f"start_step {start_step} is not allowed: at least 0 in training, "
                          "0 in evaluation")

@@ -291,6 +291,14 @@ class DatasetInfo:
                                f"{', '.join(sorted(self.splits)) or 'none'}")
         return self.splits[name]
 
+    def check_labels(self, labels: Sequence[str]) -> None:
+        """Raises DatasetError unless class ids mean the same here as in a network's `labels`, of
+        which a data set may have the first ones only."""
+        if self.labels != tuple(labels[: len(self.labels)]):
+            raise DatasetError(
+                f"{self.folder} has the classes {', '.join(self.labels)}, but the network was "
+                f"trained on {', '.join(labels)}")
+
     def shard_paths(self, split: str) -> list[pathlib.Path]:
         """Paths of a split's shards, whose sizes are checked.
 

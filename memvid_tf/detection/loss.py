@@ -8,6 +8,8 @@ from official.modeling import hyperparams
 
 from memvid_tf.detection.matching import Targets
 
+CLASSIFICATION_LOSSES = ("focal", "hard_negative")
+
 
 @dataclasses.dataclass
 class LossConfig(hyperparams.Config):
@@ -92,7 +94,7 @@ def frame_loss(box_encodings, class_logits, targets: Targets, config: LossConfig
     else:
         raise ValueError(
             f"losses.classification {config.classification!r} is not one of "
-            "'focal', 'hard_negative'"
+            f"{CLASSIFICATION_LOSSES}"
         )
 
     error = tf.abs(box_encodings - targets.box_encodings)

@@ -31,6 +31,8 @@ class DdqnConfig(hyperparams.Config):
       epsilon_steps: steps over which ε falls linearly.
       replay_capacity: transitions kept.
       batch_size: transitions of one update.
+      both_actions: whether a frame teaches what either extractor would have earned and led to,
+        not the picked one alone as in Algorithm 1.
       games_per_step: times that a batch of clips is played, with other random actions.
       updates_per_step: updates after them.
       target_period: steps between two copies of the online network to the target network.
@@ -43,6 +45,7 @@ class DdqnConfig(hyperparams.Config):
     epsilon_steps: int = 200
     replay_capacity: int = 10_000
     batch_size: int = 64
+    both_actions: bool = True
     games_per_step: int = 3
     updates_per_step: int = 16
     target_period: int = 10

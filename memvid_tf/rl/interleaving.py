@@ -10,7 +10,9 @@ the loss of extractor i's detections (equation 2),
 A game begins after frame 0, on which f0 always runs, and has a step for every other frame.
 
 Differs from the paper: L is the multibox loss of the frame for each of its positive anchors. The
-end of a clip is no end of the video, so the last transition's discount is that of the others.
+end of a clip is no end of the video, so the last transition's discount is that of the others. Since
+the game knows what the extractor that was not picked would have led to, `run_loop` can hand out
+that transition as well: Algorithm 1 runs both and throws one away.
 """
 
 from collections.abc import Callable, Iterator
@@ -52,16 +54,28 @@ class TimeStep(NamedTuple):
     """What is known after one frame.
 
     Attributes:
-      observations: S_t, one a clip.
-      reward: [B] float32 R_t(a_t); None for frame 0.
-      losses: [B, 2] float32 L^0 and L^1 of the frame.
+      actions: [B] int32, what ran.
+      outcomes: of each clip, S_t after either action.
+      rewards: [B, 2] float32, R_t of either action.
+      losses: [B, 2] float32, L^0 and L^1.
       is_last: whether the clips end here.
     """
 
-    observations: list[Observation]
-    reward: np.ndarray | None
+    actions: np.ndarray
+    outcomes: list[tuple[Observation, Observation]]
+    rewards: np.ndarray
     losses: np.ndarray
     is_last: bool
+
+    @property
+    def observations(self) -> list[Observation]:
+        """S_t of each clip."""
+        return [after[action] for after, action in zip(self.outcomes, self.actions)]
+
+    @property
+    def reward(self) -> np.ndarray:
+        """[B] float32 R_t(a_t)."""
+        return self.rewards[np.arange(len(self.actions)), self.actions]
 
 
 class InterleavingEnvironment:
@@ -125,23 +139,25 @@ class InterleavingEnvironment:
             tf.constant(actions),
             Targets(*(x[:, t] for x in self._targets)),
         )
-        losses = losses.numpy()
-        before = self._rows
-        seen = list(zip(*(_stored(s) for s in written)))
+        losses, before = losses.numpy(), self._rows
+        by_f0, by_f1 = (list(zip(*(_stored(s) for s in state))) for state in written)
         # A map that did not change stays the same array, of which the replay keeps one.
-        self._rows = [s if a == F0 else b for s, b, a in zip(seen, before, actions)]
-        if self._config.observes == "memory":
-            seen = self._rows
+        self._rows = [w if a == F0 else b for w, b, a in zip(by_f0, before, actions)]
+        seen = by_f0, by_f1 if self._config.observes == "candidate" else before
+        etas = [self._history.after(action == F0) for action in (F0, F1)]
         self._history.record(actions == F0)
-        observations = [
-            Observation(*after, *earlier, eta.copy())
-            for after, earlier, eta in zip(seen, before, self._history.eta)
+        outcomes = [
+            [Observation(*after, *earlier, eta) for after, earlier, eta in zip(states, before, rows)]
+            for states, rows in zip(seen, etas)
         ]
         self._t += 1
-        reward = None
-        if t:
-            reward = rewards(losses, self._speed_reward)[np.arange(self._clips), actions]
-        return TimeStep(observations, reward, losses, self._t == len(self._features["f0"]))
+        return TimeStep(
+            actions,
+            list(zip(*outcomes)),
+            rewards(losses, self._speed_reward),
+            losses,
+            self._t == len(self._features["f0"]),
+        )
 
     def _match_graph(self, boxes, classes):
         clips, frames = boxes.shape[:2]
@@ -154,7 +170,7 @@ class InterleavingEnvironment:
         return Targets(*(tf.reshape(x, [clips, frames, *x.shape[1:]]) for x in targets))
 
     def _advance_graph(self, f0_features, f1_features, state, actions, targets):
-        """Losses [B, 2]; what the picked extractor writes, or would; the state that is kept."""
+        """Losses [B, 2]; what f0 writes and what f1 would; the state that is kept."""
         losses, written = [], []
         for extractor, features in zip(EXTRACTORS, (f0_features, f1_features)):
             output, next_state = self._detector.step(features, state, extractor)
@@ -163,9 +179,8 @@ class InterleavingEnvironment:
             losses.append(loss.per_frame(self._losses.box_weight))
             written.append(next_state)
         is_f0 = tf.reshape(actions == F0, [-1, 1, 1, 1])
-        candidate = State(*(tf.where(is_f0, a, b) for a, b in zip(*written)))
-        kept = State(*(tf.where(is_f0, a, b) for a, b in zip(candidate, state)))
-        return tf.stack(losses, 1), candidate, kept
+        kept = State(*(tf.where(is_f0, a, b) for a, b in zip(written[F0], state)))
+        return tf.stack(losses, 1), written, kept
 
 
 def _stored(state) -> list[np.ndarray]:
@@ -178,34 +193,41 @@ class Played(NamedTuple):
     """One frame of a run.
 
     Attributes:
-      transitions: one a clip.
-      actions: [B] int32.
+      transitions: of the clips.
       step: what the environment said.
     """
 
     transitions: list[Transition]
-    actions: np.ndarray
     step: TimeStep
 
 
 def run_loop(
-    environment: InterleavingEnvironment, act: Callable[[list[Observation]], np.ndarray]
+    environment: InterleavingEnvironment,
+    act: Callable[[list[Observation]], np.ndarray],
+    both_actions: bool = False,
 ) -> Iterator[Played]:
     """Plays one game to the end.
 
     Args:
       environment: where; it has clips.
       act: from observations to actions [B] int32.
+      both_actions: whether the transitions are of either action, two a clip, instead of the one
+        that was picked.
 
     Yields:
       Every frame but the first.
     """
     step = environment.reset()
     while not step.is_last:
-        before, actions = step.observations, act(step.observations)
-        step = environment.step(actions)
-        transitions = [
-            Transition(s_tm1, int(a), float(r), environment.discount, s_t)
-            for s_tm1, a, r, s_t in zip(before, actions, step.reward, step.observations)
-        ]
-        yield Played(transitions, actions, step)
+        before = step.observations
+        step = environment.step(act(before))
+        yield Played(
+            [
+                Transition(s_tm1, a, float(r[a]), environment.discount, after[a])
+                for s_tm1, picked, r, after in zip(
+                    before, step.actions.tolist(), step.rewards, step.outcomes
+                )
+                for a in ((F0, F1) if both_actions else (picked,))
+            ],
+            step,
+        )

@@ -120,10 +120,16 @@ class ActionHistory:
             wanted |= self._since_f0 >= self._max_tau
         return wanted
 
+    def after(self, f0_ran: np.ndarray | bool) -> np.ndarray:
+        """η [B, length] after a frame on which f0 ran where `f0_ran`, of [B] bool, says so."""
+        eta = np.empty_like(self.eta)
+        eta[:, 0] = np.logical_not(f0_ran)
+        eta[:, 1:] = self.eta[:, :-1]
+        return eta
+
     def record(self, f0_ran: np.ndarray) -> None:
         """Takes note of where f0 ran on a frame, [B] bool; f1 ran elsewhere."""
-        self.eta[:, 1:] = self.eta[:, :-1].copy()
-        self.eta[:, 0] = ~f0_ran
+        self.eta = self.after(f0_ran)
         self._since_f0 = np.where(f0_ran, 0, self._since_f0 + 1)
 
 

@@ -88,6 +88,30 @@ def check_clips(task) -> None:
             )
 
 
+def check_numbers(task: InterleavedTaskConfig) -> None:
+    """Raises UserError naming a value that would end training later, or spoil it."""
+    names = detection_loss.CLASSIFICATION_LOSSES
+    checks = (
+        ("validation_tau", task.validation_tau, task.validation_tau >= 0, "0 or more"),
+        ("f0_probability", task.f0_probability, 0 <= task.f0_probability <= 1, "0 to 1"),
+        (
+            "train_data.unroll_frames",
+            task.train_data.unroll_frames,
+            task.train_data.unroll_frames >= 2,
+            "at least 2, one for each extractor",
+        ),
+        (
+            "losses.classification",
+            task.losses.classification,
+            task.losses.classification in names,
+            f"one of {names}",
+        ),
+    )
+    for name, value, right, allowed in checks:
+        if not right:
+            raise UserError(f"task.{name} {value!r} is not allowed: {allowed}")
+
+
 def clip_inputs(params: clips.ClipConfig, input_context, start_step: int) -> tf.data.Dataset:
     """`clips.clip_dataset` from a step on, or UserError saying what does not fit."""
     try:
@@ -125,6 +149,8 @@ class InterleavedTask(base_task.Task):
     @classmethod
     def completed(cls, config: InterleavedTaskConfig) -> InterleavedTaskConfig:
         """The task with what its data says; see `with_labels`."""
+        check_clips(config)
+        check_numbers(config)
         return with_labels(config)
 
     def checkpoint_items(self, model) -> dict[str, object]:
@@ -143,10 +169,7 @@ class InterleavedTask(base_task.Task):
         if not path:
             return
         if tf.io.gfile.isdir(path):
-            found = tf.train.latest_checkpoint(path)
-            if found is None:
-                raise UserError(f"task.init_checkpoint {path!r} holds no checkpoint")
-            path = found
+            path = checkpoints.find(path)
         checkpoints.restore(model, path, allow_new_ranges=True)
 
     def build_inputs(self, params, input_context=None):
@@ -205,17 +228,17 @@ class InterleavedTask(base_task.Task):
         """An operation that keeps the batch and stops training if the loss is not a number."""
         names = sorted(inputs)
 
-        def stop(loss, step, *arrays):
+        def stop(loss, norm, step, *arrays):
             path = os.path.join(self.logging_dir or ".", f"not_finite_step_{int(step)}.npz")
             with files.atomic_path(path) as temporary:
                 np.savez_compressed(temporary, **dict(zip(names, arrays)))
             raise FloatingPointError(
-                f"loss is {float(loss)} at step {int(step)}; its batch is kept in {path}; lower "
-                "the learning rate or look at the batch"
+                f"loss is {float(loss):g} and its gradient {float(norm):g} at step {int(step)}; its "
+                f"batch is kept in {path}; lower the learning rate or look at the batch"
             )
 
         def keep_batch():
-            return tf.py_function(stop, [loss, step, *(inputs[n] for n in names)], [])
+            return tf.py_function(stop, [loss, norm, step, *(inputs[n] for n in names)], [])
 
         finite = tf.math.is_finite(loss) & tf.math.is_finite(norm)
         return tf.cond(finite, tf.no_op, lambda: tf.group(keep_batch()))

@@ -183,7 +183,7 @@ class PolicyTask(base_task.Task):
         played = []
         self._environment.load({name: value.numpy() for name, value in inputs.items()})
         for _ in range(config.games_per_step):
-            for frame in interleaving.run_loop(self._environment, act):
+            for frame in interleaving.run_loop(self._environment, act, config.both_actions):
                 played.append(frame)
                 for transition in frame.transitions:
                     self._replay.add(transition)
@@ -199,17 +199,17 @@ class PolicyTask(base_task.Task):
                 f"loss is {float(loss)} at step {step}; lower the learning rate or "
                 "task.speed_reward"
             )
-        self._log(metrics or (), values, played, exploration)
+        self._log(metrics or (), values, [frame.step for frame in played], exploration)
         return {self.loss: loss}
 
-    def _log(self, metrics, values, played, exploration):
-        q_values, losses = np.concatenate(values), np.concatenate([p.step.losses for p in played])
+    def _log(self, metrics, values, steps, exploration):
+        q_values, losses = np.concatenate(values), np.concatenate([s.losses for s in steps])
         logged = {
             "q_f0": q_values[:, interleaving.F0].mean(),
             "q_f1": q_values[:, interleaving.F1].mean(),
-            "f0_share": np.mean([p.actions == interleaving.F0 for p in played]),
+            "f0_share": np.mean([s.actions == interleaving.F0 for s in steps]),
             "f0_share_greedy": np.mean(q_values.argmax(1) == interleaving.F0),
-            "reward": np.mean([p.step.reward for p in played]),
+            "reward": np.mean([s.reward for s in steps]),
             "loss_f0": losses[:, interleaving.F0].mean(),
             "loss_f1": losses[:, interleaving.F1].mean(),
             "epsilon": exploration,

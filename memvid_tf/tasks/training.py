@@ -7,7 +7,13 @@ import re
 import tensorflow as tf
 import tf_keras
 from official.common import distribute_utils
-from official.core import config_definitions, task_factory, train_lib, train_utils
+from official.core import (
+    base_trainer,
+    config_definitions,
+    task_factory,
+    train_lib,
+    train_utils,
+)
 from tqdm import tqdm
 
 from memvid_tf.errors import UserError
@@ -58,6 +64,21 @@ def completed(params: config_definitions.ExperimentConfig) -> config_definitions
     return params.replace(task=task.completed(params.task))
 
 
+def _catch_up(runner: train_lib.OrbitExperimentRunner, start: int) -> None:
+    """Goes on from a step to the next one at which an uninterrupted run validates, and validates.
+
+    The trainer counts the interval from where it starts. If the run was interrupted in a
+    validation, that one is done again.
+    """
+    trainer, interval = runner.params.trainer, runner.params.trainer.validation_interval
+    if not interval or not 0 < start < trainer.train_steps:
+        return
+    with runner.strategy.scope():
+        end = min(-(-start // interval) * interval, trainer.train_steps)
+        runner.controller.train(end, checkpoint_at_completion=False)
+        runner.controller.evaluate(trainer.validation_steps)
+
+
 def run(
     params: config_definitions.ExperimentConfig, model_dir: str, mode: str = "train_and_eval"
 ) -> None:
@@ -86,23 +107,37 @@ def run(
     params = completed(params)
     with strategy.scope():
         task = task_factory.get_task(params.task, logging_dir=model_dir)
-    task.start_step = start
+        task.start_step = start
+        # All that can be wrong is said before anything is written.
+        for name in ("train_data", "validation_data") if "eval" in mode else ("train_data",):
+            task.build_inputs(getattr(params.task, name))
+        model = task.build_model()
+        items = task.checkpoint_items(model)
+        if path:
+            checkpoints.restore(model, path)
+        else:
+            task.initialize(model)
+    try:
+        configuration.save(params, model_dir)
+    except OSError as error:
+        raise UserError(f"{model_dir!r} cannot be written: {error.strerror}") from error
     validation_interval = params.trainer.validation_interval if "eval" in mode else 0
     progress = Progress(start, params.trainer.train_steps, validation_interval)
     with contextlib.ExitStack() as stack:
         stack.callback(progress.close)
-        configuration.save(params, model_dir)
         log = stack.enter_context(open(os.path.join(model_dir, LOG_FILE), "a", buffering=1))
         stack.enter_context(contextlib.redirect_stdout(log))
         with strategy.scope():
-            trainer = train_utils.create_trainer(
+            trainer = base_trainer.Trainer(
                 params,
                 task,
+                model,
+                train_utils.create_optimizer(task, params),
                 train=True,
                 evaluate="eval" in mode,
                 checkpoint_exporter=train_lib.maybe_create_best_ckpt_exporter(params, model_dir),
             )
-            for name, item in task.checkpoint_items(trainer.model).items():
+            for name, item in items.items():
                 setattr(trainer.checkpoint, name, item)
         runner = train_lib.OrbitExperimentRunner(
             distribution_strategy=strategy,
@@ -115,9 +150,15 @@ def run(
         )
         progress.global_step = trainer.global_step
         try:
+            if "eval" in mode:
+                _catch_up(runner, start)
             runner.run()
         except tf.errors.OpError as error:
             not_finite = re.search(r"FloatingPointError: (.*)", str(error))
             if not_finite:
                 raise UserError(not_finite.group(1)) from error
             raise
+        except RuntimeError as error:
+            if not str(error).startswith("The loss value is"):  # trainer.loss_upper_bound
+                raise
+            raise UserError(f"training diverged: {error}; lower the learning rate") from error
