@@ -66,9 +66,7 @@ def test_a_checkpoint(tmp_path, capsys):
 
     # Validation during training runs whole clips unrolled, in graphs of its own; up to float32
     # rounding, which may swap two detections, it has to find the same.
-    from test_training import scalars
-
-    validated = scalars(f"{model_dir}/validation", "mAP")[tiny_run.STEPS]
+    validated = tiny_run.scalars(f"{model_dir}/validation", "mAP")[tiny_run.STEPS]
     assert validated == pytest.approx(accuracy[str(tiny_run.VALIDATION_TAU)], abs=1e-3)
 
 

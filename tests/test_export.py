@@ -226,8 +226,8 @@ def test_the_int8_bundle_is_the_simulated_network_graph_by_graph(networks):
 
 
 def test_the_memories_of_bundle_and_simulation_stay_together(networks):
-    """Each with its own memory and f0 on every frame: what the rounding of a frame does is forgotten
-    again, so that later frames are no worse than the first ones."""
+    """Each with its own memory and f0 on every frame: what the rounding of a frame does is
+    forgotten again, so that later frames are no worse than the first ones."""
     bundle, model = load("int8"), networks["int8"].model
     call = graphs(bundle)["memory", "step"]
     extract = graphs(bundle)["f0", "serving_default"]

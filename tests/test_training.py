@@ -59,8 +59,8 @@ def assert_same_end(model_dir, wanted_dir):
     slots = [name for name in found if re.search(r"/kernel/\.OPTIMIZER_SLOT/optimizer/[mv]/", name)]
     assert len(slots) == 2 * len(kernels) > 20
     assert any(np.abs(found[name]).max() > 0 for name in slots)
-    steps = [int(found[name]) for name in found if name.startswith(("global_step", "optimizer/iter"))]
-    assert len(steps) == 2 and steps[0] == steps[1]
+    counters = [name for name in found if name.startswith(("global_step", "optimizer/iter"))]
+    assert len(counters) == 2 and len({int(found[name]) for name in counters}) == 1
 
 
 def listing(folder):
@@ -78,21 +78,6 @@ def own_lines(stderr):
     """Lines of stderr without progress bars."""
     lines = (line.rpartition("\r")[2] for line in stderr.splitlines())
     return [line for line in lines if line.strip() and "%|" not in line]
-
-
-def events(folder):
-    """(step, tag, value) of every summary in a folder; a scalar, or the strings of an image."""
-    found = []
-    for name in sorted(os.listdir(folder)):
-        for event in tf.compat.v1.train.summary_iterator(os.path.join(folder, name)):
-            for value in event.summary.value:
-                tensor = tf.make_ndarray(value.tensor)
-                found.append((event.step, value.tag, tensor if tensor.ndim else float(tensor)))
-    return found
-
-
-def scalars(folder, tag):
-    return {step: value for step, name, value in events(folder) if name == tag}
 
 
 # What a training leaves behind.
@@ -118,22 +103,22 @@ def test_summaries():
     steps = list(range(2, tiny_run.STEPS + 1, 2))
     tags = ("training_loss", "classification_loss", "box_loss", "gradient_norm", "learning_rate")
     for tag in tags:
-        found = scalars(f"{folder}/train", tag)
+        found = tiny_run.scalars(f"{folder}/train", tag)
         assert list(found) == steps
         assert all(math.isfinite(value) and value >= 0 for value in found.values())
-    losses = scalars(f"{folder}/train", "training_loss")
+    losses = tiny_run.scalars(f"{folder}/train", "training_loss")
     assert np.mean([losses[s] for s in steps[-3:]]) < 0.5 * np.mean([losses[s] for s in steps[:2]])
     # The rate is the cosine of the step, whatever happened before.
-    for step, rate in scalars(f"{folder}/train", "learning_rate").items():
+    for step, rate in tiny_run.scalars(f"{folder}/train", "learning_rate").items():
         if step > 3:  # the warm-up
             wanted = 0.01 * (1 + math.cos(math.pi * step / tiny_run.STEPS))
             assert rate == pytest.approx(wanted, rel=1e-5)  # float32
 
     validated = [12, 24, tiny_run.STEPS]
     for tag in ("mAP", "mAP_slow", "mAP_medium", "mAP_fast", "best_mAP"):
-        assert list(scalars(f"{folder}/validation", tag)) == validated
-    assert max(scalars(f"{folder}/validation", "mAP").values()) > 0  # it does detect something
-    pictures = [(s, v) for s, tag, v in events(f"{folder}/validation") if tag == "detections"]
+        assert list(tiny_run.scalars(f"{folder}/validation", tag)) == validated
+    assert max(tiny_run.scalars(f"{folder}/validation", "mAP").values()) > 0  # it does detect something
+    pictures = [(s, v) for s, tag, v in tiny_run.events(f"{folder}/validation") if tag == "detections"]
     assert [step for step, _ in pictures] == validated
     for _, (width, height, *encoded) in pictures:
         assert len(encoded) == tiny_run.TEST_CLIPS
@@ -145,7 +130,7 @@ def test_summaries():
 @pytest.mark.slow
 def test_the_best_checkpoint_is_the_one_with_the_best_accuracy():
     folder = tiny_run.float_run()
-    accuracy = scalars(f"{folder}/validation", "mAP")
+    accuracy = tiny_run.scalars(f"{folder}/validation", "mAP")
     best = max(accuracy, key=accuracy.get)
     path = tf.train.latest_checkpoint(f"{folder}/best")
     assert checkpoints.step_of(path) == best
@@ -292,7 +277,7 @@ def test_the_float_phase_resumed_equals_uninterrupted(tmp_path, capfd):
     assert tiny_run.program("memvid_tf.train", **flags["parts"]) == 0
     assert_same_end(tmp_path / "parts", tmp_path / "whole")
     # It was validated at the same steps, and so the best checkpoint is the same, too.
-    found, wanted = (scalars(tmp_path / name / "validation", "mAP") for name in ("parts", "whole"))
+    found, wanted = (tiny_run.scalars(tmp_path / name / "validation", "mAP") for name in ("parts", "whole"))
     assert found == wanted and list(wanted) == [3, 6]
     for name in ("params.yaml", "best/info.json"):
         assert (tmp_path / "parts" / name).read_text() == (tmp_path / "whole" / name).read_text()
@@ -396,7 +381,7 @@ OVERRIDES = [
     ("short window", dict(task__train_data__unroll_frames=1), ["unroll_frames", "at least 2"]),
     ("cell", dict(task__model__cell="gru"), ["model.cell", "'gru'", "'factored', 'paper'"]),
     ("odd size", dict(task__model__image_size="[33,64]"), ["image_size", "(33, 64)"]),
-    ("other size", dict(task__model__image_size="[64,64]"), ["image_size", "(32, 64)", "(64, 64)"]),
+    ("other size", dict(task__model__image_size="[64,64]"), ["image_size", "(16, 32)", "(64, 64)"]),
     ("tau", dict(task__validation_tau=-1), ["validation_tau", "-1"]),
     ("loss", dict(task__losses__classification="hinge"), ["classification", "'hinge'", "'focal'"]),
     ("no phase before", dict(task__init_checkpoint="/nowhere"), ["/nowhere"]),

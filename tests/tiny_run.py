@@ -248,6 +248,25 @@ def frames(count: int, batch: int = 1, seed: int = 0):
     return np.ascontiguousarray(blocks.repeat(4, axis=2).repeat(4, axis=3))
 
 
+def events(folder) -> list[tuple]:
+    """(step, tag, value) of every summary in a folder: a scalar, or the strings of an image."""
+    import tensorflow as tf
+
+    found = []
+    for path in sorted(Path(folder).iterdir()):
+        for record in tf.data.TFRecordDataset(str(path)).as_numpy_iterator():
+            event = tf.compat.v1.Event.FromString(record)
+            for value in event.summary.value:
+                tensor = tf.make_ndarray(value.tensor)
+                found.append((event.step, value.tag, tensor if tensor.ndim else float(tensor)))
+    return found
+
+
+def scalars(folder, tag: str) -> dict[int, float]:
+    """The values of one summary by step."""
+    return {step: value for step, name, value in events(folder) if name == tag}
+
+
 def _kill_at(step: int) -> None:
     """Makes training end with SIGKILL once it has reached a step."""
     from memvid_tf.tasks import training
