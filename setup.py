@@ -30,5 +30,5 @@ setup(
         # TensorBoard and tensorflow-hub import pkg_resources, which setuptools 82 no longer has.
         "setuptools<82",
     ],
-    extras_require={"dev": ["packaging", "pytest", "scipy", "tensorboard"]},
+    extras_require={"dev": ["packaging", "pytest", "tensorboard"]},
 )

@@ -266,8 +266,8 @@ def refused(capfd, output, *words, **flags):
 
 def test_a_float_training_has_no_int8_bundle(tmp_path, capfd):
     refused(
-        capfd, tmp_path / "bundle", "--precision=int8", "without quantization", "quantization-aware",
-        model_dir=tiny_run.float_run(),
+        capfd, tmp_path / "bundle", "--precision=int8", "without quantization",
+        "quantization-aware", model_dir=tiny_run.float_run(),
     )  # fmt: skip
 
 
