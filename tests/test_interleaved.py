@@ -294,7 +294,7 @@ def test_sizes_of_frames(factored):
     "changes, words",
     [
         (dict(cell="lstm"), "model.cell: 'lstm' is not one of ['factored', 'paper']"),
-        (dict(backbone="v3"), "model.backbone: 'v3' is not one of ['mobilenet_v2', 'tiny']"),
+        (dict(backbone="v3"), "model.backbone: 'v3' is not one of ["),
         (dict(quantization="int4"), "model.quantization: 'int4' is not one of ['int8', 'none']"),
         (dict(image_size=(33, 32)), "image_size (33, 32) is not a multiple of model.shrink 2"),
         (dict(image_size=(32, 47)), "image_size (32, 47) is not a multiple of model.shrink 2"),

@@ -119,7 +119,7 @@ def test_a_batch_of_clips_equals_each_of_them_by_the_definition(observes):
 
 def test_f1_leaves_the_memory_alone_and_shares_it():
     for frame in play("memory", GAMMA):
-        for action, s in zip(frame.actions, frame.step.observations):
+        for action, s in zip(frame.step.actions, frame.step.observations):
             same = s.c is s.c_before and s.h is s.h_before
             assert same == (action == 1)
             if action == 0:
@@ -130,7 +130,7 @@ def test_a_candidate_is_seen_but_not_kept():
     played = play("candidate", GAMMA)
     changed = 0
     for one, next_one in zip(played, played[1:]):
-        for clip, action in enumerate(one.actions):
+        for clip, action in enumerate(one.step.actions):
             s, s_next = one.step.observations[clip], next_one.step.observations[clip]
             kept = s.c_before if action == 1 else s.c
             np.testing.assert_array_equal(s_next.c_before, kept)
@@ -160,15 +160,34 @@ def test_one_transition_ends_where_the_next_begins():
 def test_gamma_is_paid_for_f1_alone():
     for slow, fast in zip(play("memory", GAMMA), play("memory", GAMMA + 2.0)):
         np.testing.assert_allclose(
-            fast.step.reward - slow.step.reward, 2.0 * slow.actions, atol=1e-5
+            fast.step.reward - slow.step.reward, 2.0 * slow.step.actions, atol=1e-5
         )
+
+
+def test_both_actions_add_the_road_not_taken():
+    frames = iter(ACTIONS.T)
+    game = environment("candidate", GAMMA)
+    game.load(clips())
+    both = list(run_loop(game, lambda _: next(frames), both_actions=True))
+    for one, two in zip(play("candidate", GAMMA), both):
+        assert [t.a_tm1 for t in two.transitions] == [0, 1] * CLIPS
+        for clip, action in enumerate(one.step.actions):
+            picked = two.transitions[2 * clip + action]
+            assert picked.r_t == one.transitions[clip].r_t
+            for wanted, found in zip(one.transitions[clip].s_t, picked.s_t):
+                np.testing.assert_array_equal(wanted, found)
+            other = two.transitions[2 * clip + 1 - action]
+            losses = two.step.losses[clip]
+            paid = losses.min() - losses[1 - action] + (GAMMA if action == 0 else 0)
+            np.testing.assert_allclose(other.r_t, paid, atol=1e-5)
+            assert other.s_t.eta[0] == 1 - action
 
 
 def test_an_ended_clip_has_no_next_frame():
     game = environment("memory", GAMMA)
     game.load(clips())
     step = game.reset()
-    assert step.reward is None and not step.is_last
+    assert step.actions.tolist() == [0] * CLIPS and not step.is_last
     for _ in range(FRAMES - 1):
         step = game.step(np.array([1, 1, 0]))
     assert step.is_last

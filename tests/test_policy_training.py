@@ -127,8 +127,8 @@ def test_resumed_equals_uninterrupted(tmp_path):
     assert all(kinds.values()), kinds
     [key] = [key for key in expected if key.startswith("replay")]
     content = replay.from_bytes(expected[key])
-    # 3 clips of 6 frames, played twice a step.
-    assert content["added"] == STEPS * 3 * 5 * 2 and len(content["a_tm1"]) == 40
+    # 3 clips of 6 frames, played twice a step, both actions of each frame.
+    assert content["added"] == STEPS * 3 * 5 * 2 * 2 and len(content["a_tm1"]) == 40
 
 
 def test_the_policy_changes_and_the_detector_does_not():

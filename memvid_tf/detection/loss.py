@@ -94,7 +94,7 @@ def frame_loss(box_encodings, class_logits, targets: Targets, config: LossConfig
     else:
         raise ValueError(
             f"losses.classification {config.classification!r} is not one of "
-            f"{CLASSIFICATION_LOSSES}"
+            f"{', '.join(map(repr, CLASSIFICATION_LOSSES))}"
         )
 
     error = tf.abs(box_encodings - targets.box_encodings)
