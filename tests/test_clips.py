@@ -64,12 +64,8 @@ def fixture_folder(tmp_path_factory):
         name="painted", labels=["red", "green", "blue"], image_size=SIZE, config={}, seed=0,
         splits={"train": sharding.SplitPlan(TRAIN_CLIPS, 12),
                 "test": sharding.SplitPlan(TEST_CLIPS, 8)},
-        make_clip=make_clip)
-    shard_clips, sharding.SHARD_CLIPS = sharding.SHARD_CLIPS, 4
-    try:
-        sharding.write_dataset(folder, plan, workers=0)
-    finally:
-        sharding.SHARD_CLIPS = shard_clips
+        make_clip=make_clip, shard_clips=4)
+    sharding.write_dataset(folder, plan, workers=0)
     return folder
 
 
