@@ -168,6 +168,16 @@ def test_network_and_data_agree(path):
             count = len(labels)
         assert list(model.image_size) == size and model.num_classes == count
     assert made
+    # Every set of still images is made by a command of the header, in the same classes.
+    for still_path in task.train_data.still_paths:
+        (command,) = [
+            command
+            for other in FILES
+            for command in commands(header(other).get("Data", ""))
+            if command.one("output") == still_path
+        ]
+        layout = conversion.open_layout(command.one("dataset"), ".")
+        assert layout.stills and layout.labels == tuple(task.labels)
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,7 @@
 """Readers of real layouts and their conversion, on small trees built here and on real sequences."""
 
+import re
+
 import cv2
 import layout_trees
 import numpy as np
@@ -38,11 +40,11 @@ def test_vid(tmp_path):
     first = "ILSVRC2015_train_00000000"
     # 12 frames in clips of 6; 3 are one short clip; 5 of val are 4 and 1.
     assert [(c.clip_id, len(c.images)) for c in found["train"]] == [
-        (f"imagenet_vid-{first}-00000", 6), (f"imagenet_vid-{first}-00006", 6),
-        ("imagenet_vid-ILSVRC2015_train_00000001-00000", 3)]
+        (f"imagenet_vid-{first}:00000", 6), (f"imagenet_vid-{first}:00006", 6),
+        ("imagenet_vid-ILSVRC2015_train_00000001:00000", 3)]
     assert [(c.clip_id[-20:], len(c.images)) for c in found["val"]] == [
-        ("5_val_00000000-00000", 4),
-        ("5_val_00000000-00004", 1)]
+        ("5_val_00000000:00000", 4),
+        ("5_val_00000000:00004", 1)]
     ids = {wnid: i + 1 for i, wnid in enumerate(classes.VID_WNIDS)}
     for clip, start in zip(found["train"], (0, 6)):
         assert (clip.source_height, clip.source_width, clip.left_out) == (48, 64, 0)
@@ -64,7 +66,7 @@ def test_vid(tmp_path):
 def test_det_gives_pictures_with_a_class_of_vid(tmp_path):
     layout_trees.det(tmp_path)
     found = convert("imagenet_det", tmp_path)
-    assert [clip.clip_id for clip in found["train"]] == ["imagenet_det-with_dog-00000"]
+    assert [clip.clip_id for clip in found["train"]] == ["imagenet_det-with_dog:00000"]
     (clip,) = found["val"]
     assert clip.classes[0].tolist() == [9, 9] and clip.tracks[0].tolist() == [0, 2]
     assert clip.left_out == 0  # An accordion is no object of VID.
@@ -76,10 +78,10 @@ def test_coco(tmp_path, name, boats):
     found = convert(name, tmp_path)
     ids = {clip.clip_id: [classes.VID_LABELS[i - 1] for i in clip.classes[0]]
            for clip in found["train"]}
-    expected = {f"{name}-000000000009-00000": ["domestic_cat"],
-                f"{name}-000000000034-00000": ["cattle"]}
+    expected = {f"{name}-000000000009:00000": ["domestic_cat"],
+                f"{name}-000000000034:00000": ["cattle"]}
     if boats:
-        expected[f"{name}-000000000025-00000"] = ["watercraft"]
+        expected[f"{name}-000000000025:00000"] = ["watercraft"]
     assert ids == expected
     np.testing.assert_allclose(
         found["train"][0].boxes[0], [[8 / 48, 4.5 / 64, 24 / 48, 20.75 / 64]], rtol=1e-6)
@@ -114,16 +116,16 @@ def test_davis_2016_through_the_writer(tmp_path):
     test = list(records.read_clips(info, "test"))
     # ant: 7 of 10 frames train: 6 and a tail of 1, too short. bear: 14 of 20: 6, 6 and 2.
     assert [(clip.clip_id, len(clip.images)) for clip in train] == [
-        ("davis2016-ant-00000", 6), ("davis2016-bear-00000", 6), ("davis2016-bear-00006", 6),
-        ("davis2016-bear-00012", 2)]
+        ("davis2016-ant:00000", 6), ("davis2016-bear:00000", 6), ("davis2016-bear:00006", 6),
+        ("davis2016-bear:00012", 2)]
     assert [(clip.clip_id, len(clip.images)) for clip in test] == [
-        ("davis2016-ant-00007", 3), ("davis2016-bear-00014", 6)]
+        ("davis2016-ant:00007", 3), ("davis2016-bear:00014", 6)]
     statistics = info.split("train").statistics
     assert info.split("test").clip_frames == 6 and statistics["min_clip_frames"] == 2
     assert statistics["objects_by_class"] == {"object": 20} and statistics["left_out"] == 0
     for clip in train + test:
         assert (clip.source_height, clip.source_width) == (48, 64)
-        _, name, first = clip.clip_id.split("-")
+        _, name, first = re.split("[-:]", clip.clip_id)
         for t, (boxes, mask, data) in enumerate(zip(clip.boxes, clip.masks, clip.images)):
             frame = int(first) + t
             if (name, frame) == ("ant", 8):
@@ -149,9 +151,9 @@ def test_davis_has_splits_of_its_own(tmp_path, year):
     layout_trees.davis(tmp_path, {"ant": 6, "cow": 6, "bear": 5}, year=year)
     found = convert(f"davis{year}", tmp_path)
     assert [clip.clip_id for clip in found["train"]] == [
-        f"davis{year}-{name}-00000" for name in ("ant", "cow")]
+        f"davis{year}-{name}:00000" for name in ("ant", "cow")]
     assert [clip.clip_id for clip in found["val"]] == [
-        f"davis{year}-bear-00000", f"davis{year}-bear-00004"]
+        f"davis{year}-bear:00000", f"davis{year}-bear:00004"]
     clip = found["train"][0]
     # Void belongs to no object; a track is the number in the mask.
     assert clip.tracks[2].tolist() == ([1] if year == 2016 else [1, 3])
@@ -236,7 +238,8 @@ def test_settings_are_checked(tmp_path):
         ConversionConfig(clip_frames=2)
     layout_trees.voc(tmp_path)
     with pytest.raises(DatasetError, match="train_part 0.5 is not allowed for voc2012"):
-        conversion.plan(conversion.open_layout("voc2012", tmp_path), ConversionConfig(train_part=.5))
+        conversion.plan(
+            conversion.open_layout("voc2012", tmp_path), ConversionConfig(train_part=.5))
 
 
 def test_pictures_are_bounded_and_whole(tmp_path, monkeypatch):
@@ -274,7 +277,7 @@ LAUGHS = ('<!DOCTYPE a [<!ENTITY b "ha"><!ENTITY c "&b;&b;&b;">]>'
     (LAUGHS.encode("utf-16"), "declares a document type, a"),
     (b"<annotation><object>", "cannot be used: no element found"),
     (b"<annotation><object><name>x</name></object></annotation>", "no bndbox"),
-    (b"<a><object><name>x</name><bndbox><xmin>1</xmin></bndbox></object></a>", "bndbox has no ymin"),
+    (b"<a><object><name>x</name><bndbox><xmin>1</xmin></bndbox></object></a>", "has no ymin"),
     (layout_trees.annotation_xml([("x", (1, "nan", 2, 3), 0, "")]).encode(), "xmin is nan"),
     (layout_trees.annotation_xml([("x", (1, "two", 2, 3), 0, "")]).encode(), "two"),
     (layout_trees.annotation_xml([(" ", (1, 1, 2, 3), 0, "")]).encode(), "has no name"),

@@ -61,6 +61,10 @@ def test_a_record_comes_back_as_it_was():
     clip = random_clip(7, frames=6)
     again = records.deserialize(records.serialize(clip))
     assert (again.clip_id, again.height, again.width) == ("clip-7", 20, 30)
+    assert (again.source_height, again.source_width) == (0, 0)
+    clip.source_height, clip.source_width = 200, 301
+    again = records.deserialize(records.serialize(clip))
+    assert (again.source_height, again.source_width) == (200, 301)
     assert again.images == clip.images and again.masks == clip.masks
     for name in ("boxes", "classes", "tracks"):
         for a, b in zip(getattr(again, name), getattr(clip, name), strict=True):

@@ -13,11 +13,11 @@ r"""Makes, converts and shows data sets.
 
 synthetic generates the embedded video set: a preset (tiny: seconds; demo: the set of the README;
 paper: 320 px frames), single settings changed by flags. convert makes clips of a real data set on
-disk. Both reuse the same set found in --output, continue an interrupted run, and leave SHA256SUMS for
-`sha256sum -c`. check says in plain words what is missing or wrong in a data set, before it is converted
-(--dataset, --source) or after (--input); its exit code is 1 if it finds anything. show draws frames of some
-clips with boxes, track ids, class labels and masks. frames writes the frames of clips as a folder
-of images, as they are stored, for `python -m memvid_tf.detect --video=FOLDER`.
+disk. Both reuse the same set found in --output, continue an interrupted run, and leave SHA256SUMS
+for `sha256sum -c`. check says in plain words what is missing or wrong in a data set, before it is
+converted (--dataset, --source) or after (--input); its exit code is 1 if it finds anything. show
+draws frames of some clips with boxes, track ids, class labels and masks. frames writes the frames of
+clips as a folder of images, as they are stored, for `python -m memvid_tf.detect --video=FOLDER`.
 """
 
 import dataclasses
@@ -37,23 +37,24 @@ _OUTPUT = flags.DEFINE_string(
 _INPUT = flags.DEFINE_string(
     "input", None, "check, show, frames: folder of the data set, e.g. /tmp/synthetic.")
 _DATASET = flags.DEFINE_enum(
-    "dataset", None, sorted(conversion.LAYOUTS), "convert, check: the layout of --source. imagenet_det and "
-    "coco2017 are still images in VID's classes; coco2017_boats counts boats as watercraft.")
+    "dataset", None, sorted(conversion.LAYOUTS), "convert, check: the layout of --source. "
+    "imagenet_det and coco2017 are still images in VID's classes; coco2017_boats counts boats as watercraft.")
 _SOURCE = flags.DEFINE_string(
-    "source", None, "convert, check: folder of the data set as it was unpacked, e.g. /data/ILSVRC2015.")
+    "source", None, "convert, check: folder of the data set as it was unpacked, "
+    "e.g. /data/ILSVRC2015.")
 _SPLIT = flags.DEFINE_string("split", "test", "show, frames: the split, e.g. train.")
 _CLIPS = flags.DEFINE_list("clips", ["0", "1", "2", "3"], "show, frames: clip numbers, e.g. 0,5,9.")
 _FRAMES = flags.DEFINE_integer("frames", 6, "show: frames of each clip, e.g. 6.", lower_bound=1)
 _DECODE = flags.DEFINE_bool(
-    "decode", True, "check: decode every picture, which finds truncated ones; --nodecode reads only "
-    "headers and is much faster.")
+    "decode", True, "check: decode every picture, which finds truncated ones; --nodecode reads "
+    "only headers and is much faster.")
 _EVERY = flags.DEFINE_integer(
     "every", 1, "check: look at every n-th frame or still image, e.g. 25.", lower_bound=1)
 _PRESET = flags.DEFINE_enum(
     "preset", "demo", sorted(synthetic.PRESETS), "synthetic: the settings to start from.")
 _WORKERS = flags.DEFINE_integer(
-    "workers", 2, "synthetic, convert: processes that make clips, e.g. 2; 0 makes them in this one.",
-    lower_bound=0)
+    "workers", 2, "synthetic, convert: processes that make clips, e.g. 2; 0 makes them in "
+    "this one.", lower_bound=0)
 _IMAGE_SIZE = flags.DEFINE_list(
     "image_size", None, "synthetic: side of the frames in pixels, e.g. 96. "
     "convert: height,width, e.g. 320,320, or one number for both.")
@@ -208,8 +209,8 @@ def _write(plan):
         counts = split.statistics["objects_by_class"]
         print("    objects: " + ", ".join(f"{label} {count}" for label, count in counts.items()))
         if left_out := split.statistics.get("left_out"):
-            print(f"    left out: {left_out} objects without extent in the frame, or of a track that "
-                  "the frame shows twice")
+            print(f"    left out: {left_out} objects without extent in the frame, or of a track "
+                  "that the frame shows twice")
 
 
 def _show(info, clips):

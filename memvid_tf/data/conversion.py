@@ -171,7 +171,7 @@ def _make_clip(
     video, first, count = windows[split][index]
     height, width = config.image_size
     name = f"{layout.name}-{pathlib.PurePosixPath(video).name}"
-    clip = ClipRecord(clip_id=f"{name}-{first:05d}", height=height, width=width)
+    clip = ClipRecord(clip_id=f"{name}:{first:05d}", height=height, width=width)
     for t in range(first, first + count):
         truth = layout.truth(video, t)
         image, size = pictures.read_rgb(truth.image, at_least=config.image_size)

@@ -4,8 +4,8 @@
     ImageSets/480p/train.txt          2016: lines of picture and mask; masks are 0 or 255
     ImageSets/2017/train.txt          2017: lines of sequences; pixels are objects, 255 is void
 
-For a detector on a few sequences, or without `ImageSets` of the year, every sequence can be split in
-time: `conversion.ConversionConfig.train_part`.
+For a detector on a few sequences, or without `ImageSets` of the year, every sequence can be split
+in time: `conversion.ConversionConfig.train_part`.
 
 Differs from the benchmark, which is about masks: its measures are in `evaluation.davis`. There is
 one class, `object`.

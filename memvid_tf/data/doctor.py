@@ -18,9 +18,9 @@ ADVICE = {
     "annotation that cannot be read": "fetch it again; convert stops there",
     "picture of another size than annotated": "the boxes may be of another picture; convert stops "
                                               "there",
-    "box that is inverted": "its maximum is not above its minimum; ImageNet orders corners as xmax, "
-                            "xmin, ymax, ymin, and a tool that reads by position mixes them up; "
-                            "convert leaves it out",
+    "box that is inverted": "its maximum is not above its minimum; ImageNet orders corners as "
+                            "xmax, xmin, ymax, ymin, and a tool that reads by position mixes them "
+                            "up; convert leaves it out",
     "box outside the frame": "convert leaves it out",
     "box partly outside the frame": "convert cuts it at the border",
     "class that is unknown": "convert leaves it out",
@@ -40,7 +40,7 @@ def examine(
 
     Args:
       layout: of `conversion.open_layout`.
-      decode: whether pictures are decoded, which finds damaged ones; else only their header is read.
+      decode: whether pictures are decoded, which finds damaged ones, or only headers are read.
       every: look at every n-th frame of a video, and at every n-th still image.
       progress: wraps what takes long, as `tqdm.tqdm` does.
     """

@@ -2,8 +2,8 @@
 
 A data set is a folder with `<split>-00000-of-00015.tfrecord`, ... and `dataset.json`, which names
 the labels, the frame size, the configuration it was made with, and every shard with its number of
-clips, size and sha256; `SHA256SUMS` says the same to `sha256sum -c`. A record holds, in its context,
-`clip/id`, `clip/height`, `clip/width` and `clip/num_frames`, `clip/source_height` and
+clips, size and sha256; `SHA256SUMS` says the same to `sha256sum -c`. A record holds, in its
+context, `clip/id`, `clip/height`, `clip/width` and `clip/num_frames`, `clip/source_height` and
 `clip/source_width` where the frames were resized for storage, and one feature a frame in each of
 these lists:
 
@@ -43,7 +43,7 @@ class ClipRecord:
     """One clip with encoded frames; every list has one entry a frame.
 
     Attributes:
-      clip_id: unique in the data set.
+      clip_id: unique in the data set; `video:first frame` where it is a part of a video.
       height, width: of the frames, pixels.
       source_height, source_width: of the frames before they were resized for storage, on which
         metrics in pixels are defined; 0 where they were not.
