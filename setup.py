@@ -24,6 +24,7 @@ setup(
         "pycocotools",
         "absl-py>=1.4,<2",
         "opencv-python-headless",
+        "pillow",
         "pyyaml",
         "tqdm",
         "tabulate",

@@ -46,6 +46,7 @@ flags.DEFINE_enum(
     ["plain", "size_dependent"],
     "IoU threshold of a match: .5, or less for small objects as in the VID challenge.",
 )
+flags.DEFINE_bool("coco", False, "Whether to compute COCO's twelve numbers too. Example: --coco")
 flags.DEFINE_bool("streaming", False, "Whether frames have to be detected in time.")
 flags.DEFINE_float("fps", 30.0, "--streaming: frames a second of the camera. Example: 30", 0.1, 1e4)
 flags.DEFINE_string(
@@ -65,6 +66,10 @@ flags.DEFINE_float(
     0.0,
 )
 flags.DEFINE_string("output", "", "JSON file for the results. Example: --output=results.json")
+flags.DEFINE_string(
+    "csv", "", "Tables of classes and of videos, as NAME_classes.csv and NAME_videos.csv. "
+    "Example: --csv=results"
+)
 
 
 def from_model_dir(model_dir: str, checkpoint: str, simulate_quantization: bool):
@@ -130,6 +135,21 @@ def streaming_score(precision: str):
     return score, {"streaming": {**setting, **source, "source": FLAGS.latency_source}}
 
 
+def write_csv(name: str, results) -> None:
+    """Writes the tables of classes and videos."""
+    import csv
+
+    from memvid_tf import files
+    from memvid_tf.evaluation import report
+
+    tables = {"classes": report.class_rows(results), "videos": report.video_rows(results)}
+    for table, rows in tables.items():
+        with files.atomic_path(f"{name}_{table}.csv") as temporary:
+            with open(temporary, "w", newline="", encoding="utf-8") as file:
+                csv.writer(file).writerows(rows)
+        print(f"written: {name}_{table}.csv")
+
+
 def main(argv):
     if len(argv) > 1:
         raise errors.UserError(f"unexpected argument {argv[1]!r}; every option is a --flag")
@@ -137,10 +157,12 @@ def main(argv):
         raise errors.UserError("name one of --model_dir=… and --bundle=…")
     if FLAGS.bundle and FLAGS.checkpoint:
         raise errors.UserError("--checkpoint names one in --model_dir; a bundle holds only its own")
+    if FLAGS.coco and FLAGS.streaming:
+        raise errors.UserError("--coco is not computed with --streaming; leave one of them out")
     from tqdm import tqdm
 
     from memvid_tf import files, provenance
-    from memvid_tf.data import clips, records
+    from memvid_tf.data import clips, reading, records
     from memvid_tf.evaluation import report, rollout, scoring
 
     # A word more than once, or another word for the same, is one mode.
@@ -159,11 +181,12 @@ def main(argv):
     info = records.read_info(data.input_path)
     if FLAGS.input_path:
         info.check_labels(labels)
-    dataset = clips.clip_dataset(data)
-    score, settings = scoring.evaluate, {}
+    dataset = clips.clip_dataset(data, names=bool(FLAGS.csv))
+    score, settings = functools.partial(scoring.evaluate, coco=FLAGS.coco), {}
     if FLAGS.streaming:
         score, settings = streaming_score(source["precision"])
-    with tqdm(total=info.split(data.split).clips, desc="evaluating", unit="clip") as bar:
+    bar = tqdm(total=info.split(data.split).clips, desc="evaluating", unit="clip")
+    with bar, reading.dataset_errors():
         results = score(
             network,
             dataset.as_numpy_iterator(),
@@ -175,6 +198,12 @@ def main(argv):
         )
     by_mode = {name: result.to_json() for name, result in results.items()}
     print(report.streaming_table(by_mode) if FLAGS.streaming else report.mode_table(by_mode))
+    if FLAGS.csv:
+        scored = {n: r.score if FLAGS.streaming else r for n, r in results.items()}
+        try:
+            write_csv(FLAGS.csv, scored)
+        except OSError as error:
+            raise errors.UserError(f"--csv={FLAGS.csv} cannot be written: {error}") from error
     if FLAGS.output:
         result = {
             **source,

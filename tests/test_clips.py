@@ -1,131 +1,33 @@
-"""The clip reader, on painted clips whose pixels say which clip, frame and object they show.
+"""The clip reader, on painted clips: see `painted`."""
 
-The ground of a frame is grey `20 + frame`; an object is a block of a colour of its class, moving
-by one pixel a frame. So the window, the boxes and every augmentation can be read off the pixels.
-"""
-
-import cv2
 import numpy as np
 import pytest
 import tensorflow as tf
+from painted import (
+    SIZE,
+    TEST_CLIPS,
+    TRAIN_CLIPS,
+    assert_boxes_match_pixels,
+    batches,
+    boxes_by_pixels,
+    evaluating,
+    examples,
+    frame_numbers,
+    length,
+    objects,
+    paint,
+    same_stream,
+    training,
+    write_set,
+)
 
-from memvid_tf.data import clips, records, sharding
+from memvid_tf.data import augmentation, clips
 from memvid_tf.data.clips import ClipConfig
-
-SIZE = (32, 48)
-# RGB by class; each has one channel above 150, which the ground never has.
-COLORS = {1: (200, 10, 10), 2: (10, 200, 10), 3: (10, 10, 200)}
-TRAIN_CLIPS, TEST_CLIPS = 11, 5
-
-
-def length(split, index):
-    """Test clips differ in length; all training clips have 12 frames."""
-    return 12 if split == "train" else 6 + index % 3
-
-
-def objects(split, index, t):
-    """[(class, track, y0, x0, y1, x1)] of a frame.
-
-    Object 2 is missing in every fourth frame, test clip 1 ends without objects, test clip 2 has
-    none at all.
-    """
-    if split == "test" and (index == 2 or (index == 1 and t > 3)):
-        return []
-    found = [(1 + index % 3, 7, 4, 2 + t, 10, 12 + t)]
-    if t % 4 != 3:
-        found.append((1 + (index + 1) % 3, 9, 16 + t // 2, 22, 26 + t // 2, 30))
-    return found
-
-
-def paint(split, index, t):
-    image = np.full((*SIZE, 3), 20 + t, np.uint8)
-    for class_id, _, y0, x0, y1, x1 in objects(split, index, t):
-        image[y0:y1, x0:x1] = COLORS[class_id]
-    return image
-
-
-def make_clip(split, index):
-    clip = records.ClipRecord(f"{split}-{index}", *SIZE)
-    for t in range(length(split, index)):
-        found = objects(split, index, t)
-        scale = np.array([SIZE[0], SIZE[1]] * 2)
-        clip.add_frame(
-            image=cv2.imencode(".png", paint(split, index, t)[..., ::-1])[1].tobytes(),
-            boxes=np.array([o[2:] for o in found]).reshape(-1, 4) / scale,
-            classes=np.array([o[0] for o in found]),
-            tracks=np.array([o[1] for o in found]))
-    return clip
 
 
 @pytest.fixture(name="folder", scope="module")
 def fixture_folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("painted") / "set"
-    plan = sharding.DatasetPlan(
-        name="painted", labels=["red", "green", "blue"], image_size=SIZE, config={}, seed=0,
-        splits={"train": sharding.SplitPlan(TRAIN_CLIPS, 12),
-                "test": sharding.SplitPlan(TEST_CLIPS, 8)},
-        make_clip=make_clip)
-    shard_clips, sharding.SHARD_CLIPS = sharding.SHARD_CLIPS, 4
-    try:
-        sharding.write_dataset(folder, plan, workers=0)
-    finally:
-        sharding.SHARD_CLIPS = shard_clips
-    return folder
-
-
-def training(folder, **changes):
-    settings = {"unroll_frames": 4, "global_batch_size": 3, "flip": False, "photometric": False,
-                "max_objects": 3, "image_size": SIZE, "seed": 4}
-    return ClipConfig(input_path=str(folder), **{**settings, **changes})
-
-
-def evaluating(folder, **changes):
-    return training(folder, **{"split": "test", "is_training": False, "unroll_frames": 0,
-                               **changes})
-
-
-def batches(config, count, **arguments):
-    dataset = clips.clip_dataset(config, **arguments).take(count)
-    return [{k: v.numpy() for k, v in batch.items()} for batch in dataset]
-
-
-def examples(config, count):
-    """The first `count` examples of a training stream, each without its batch dimension."""
-    size = config.global_batch_size
-    return [{k: v[i] for k, v in batch.items()}
-            for batch in batches(config, -(-count // size)) for i in range(size)][:count]
-
-
-def frame_numbers(example):
-    """Which frames of the clip a window holds, by the ground's grey."""
-    return [int(np.bincount(frame[..., 0].ravel()).argmax()) - 20 for frame in example["frames"]]
-
-
-def boxes_by_pixels(frame):
-    """class -> tight box in pixels of what is painted in its colour."""
-    found = {}
-    for class_id in COLORS:
-        inside = frame[..., class_id - 1].astype(int) - frame.min(axis=-1) > 80
-        if inside.any():
-            ys, xs = np.nonzero(inside)
-            found[class_id] = [ys.min(), xs.min(), ys.max() + 1, xs.max() + 1]
-    return found
-
-
-def assert_boxes_match_pixels(example, atol_px=1e-3, complete=True):
-    """Every ground-truth box is where its colour is; `complete`: and nothing else is painted."""
-    height, width = example["frames"].shape[1:3]
-    for frame, boxes, classes, tracks in zip(
-            example["frames"], example["boxes"], example["classes"], example["tracks"]):
-        painted = boxes_by_pixels(frame)
-        there = classes > 0
-        if complete:
-            assert sorted(classes[there]) == sorted(painted)
-        for box, class_id in zip(boxes[there], classes[there]):
-            np.testing.assert_allclose(
-                box * [height, width, height, width], painted[class_id], atol=atol_px)
-        assert (boxes[~there] == 0).all() and (tracks[~there] == -1).all()
-        assert (tracks[there] >= 0).all()
+    return write_set(tmp_path_factory.mktemp("painted") / "set")
 
 
 def test_evaluation_gives_every_clip_as_stored(folder):
@@ -137,7 +39,12 @@ def test_evaluation_gives_every_clip_as_stored(folder):
     assert joined["frames"].shape == (TEST_CLIPS, 8, *SIZE, 3)
     assert {k: v.dtype.name for k, v in joined.items()} == {
         "frames": "uint8", "boxes": "float32", "classes": "int32", "tracks": "int32",
-        "num_frames": "int32", "clip_index": "int32"}
+        "num_frames": "int32", "source_size": "int32", "clip_index": "int32"}
+    # Stored as they were, except for test clip 3.
+    assert joined["source_size"].tolist() == [
+        [480, 640] if i == 3 else list(SIZE) for i in range(TEST_CLIPS)]
+    named = batches(evaluating(folder), 1, names=True)[0]["clip_id"]
+    assert named.tolist() == [f"test-{i}".encode() for i in range(3)]
     for index in range(TEST_CLIPS):
         for t in range(8):
             frame, boxes, classes, tracks = (
@@ -248,11 +155,11 @@ def test_an_object_goes_when_its_centre_leaves():
         "tracks": tf.constant([[5, 6, -1]]),
     }
     # Two pixels right of 20: the first box was 0..4, centre exactly on the new border; it stays.
-    moved = clips.shifted(window, tf.constant([0, 2]))
+    moved = augmentation.shifted(window, tf.constant([0, 2]))
     np.testing.assert_allclose(
         moved["boxes"][0], [[.2, 0, .6, .1], [.2, .4, .6, .8], [0, 0, 0, 0]], atol=1e-6)
     assert moved["classes"].numpy().tolist() == [[2, 3, 0]]
-    moved = clips.shifted(window, tf.constant([-6, 4]))
+    moved = augmentation.shifted(window, tf.constant([-6, 4]))
     # Down by 6 of 10: boxes 8..12, of which 8..10 show; their centre, 10, is on the border.
     # Four to the right: the first one's centre, at -2, is out.
     np.testing.assert_allclose(
@@ -287,7 +194,7 @@ def test_a_crop_without_zoom_is_the_frame():
     window = {"frames": tf.constant(rng.integers(0, 256, (2, 10, 14, 3)), tf.uint8),
               "boxes": tf.constant([[[.1, .2, .5, .6]]] * 2),
               "classes": tf.ones((2, 1), tf.int32), "tracks": tf.zeros((2, 1), tf.int32)}
-    same = clips.cropped(window, tf.constant(1.), tf.constant([.99, .3]))
+    same = augmentation.cropped(window, tf.constant(1.), tf.constant([.99, .3]))
     np.testing.assert_array_equal(same["frames"], window["frames"])
     np.testing.assert_allclose(same["boxes"], window["boxes"], atol=1e-6)
 
@@ -310,7 +217,7 @@ def test_colours_change_alike_in_all_frames():
         # Saturation .5..1.5, contrast .8..1.2, brightness -32..32.
         expected = recolored_reference(
             frames, .5 + draws[0], .8 + .4 * draws[1], -32 + 64 * draws[2])
-        changed = clips.recolored(tf.constant(frames), tf.constant(draws)).numpy()
+        changed = augmentation.recolored(tf.constant(frames), tf.constant(draws)).numpy()
         # Rounded to a grey level; .01 for float32 sums on values up to 255.
         np.testing.assert_allclose(changed, expected, atol=.51)
 
@@ -323,13 +230,6 @@ def test_photometric_change_is_applied_once_a_window(folder):
         assert all(-1e-6 <= d <= 2 for d in np.diff(values, axis=0).ravel())
         grounds.add(float(values[0][0]))
     assert len(grounds) > 15
-
-
-def same_stream(a, b):
-    assert len(a) == len(b)
-    for one, other in zip(a, b):
-        for name in one:
-            np.testing.assert_array_equal(one[name], other[name], err_msg=name)
 
 
 FULL = {"flip": True, "photometric": True, "max_stride": 2, "max_shift": .1,

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import memvid_tf  # noqa: F401  (before TensorFlow)
-from memvid_tf.data import davis, synthetic
+from memvid_tf.data import conversion, synthetic
 from memvid_tf.models.interleaved import InterleavedConfig
 from memvid_tf.tasks import configuration, training  # noqa: F401  (registers the experiments)
 from official.core import task_factory
@@ -157,14 +157,27 @@ def test_network_and_data_agree(path):
     for command in made:
         if command.words == ("synthetic",):
             config = synthetic.PRESETS[command.one("preset", "demo")]
-            size, classes = [config.image_size] * 2, config.num_classes
+            size, count = [config.image_size] * 2, config.num_classes
             assert task.train_data.max_objects >= config.max_objects
         else:
-            assert command.words == ("davis",)
-            size, classes = [int(side) for side in command.one("image_size").split(",")], 1
-            assert task.train_data.unroll_frames <= davis.DavisConfig().unroll_frames
-        assert list(model.image_size) == size and model.num_classes == classes
-    assert made or task.train_data.input_path == "data/imagenet_vid"
+            assert command.words == ("convert",)
+            size = [int(side) for side in command.one("image_size").split(",")]
+            labels = conversion.open_layout(command.one("dataset"), ".").labels
+            assert task.train_data.unroll_frames <= conversion.ConversionConfig().min_clip_frames
+            assert not task.labels or tuple(task.labels) == labels
+            count = len(labels)
+        assert list(model.image_size) == size and model.num_classes == count
+    assert made
+    # Every set of still images is made by a command of the header, in the same classes.
+    for still_path in task.train_data.still_paths:
+        (command,) = [
+            command
+            for other in FILES
+            for command in commands(header(other).get("Data", ""))
+            if command.one("output") == still_path
+        ]
+        layout = conversion.open_layout(command.one("dataset"), ".")
+        assert layout.stills and layout.labels == tuple(task.labels)
 
 
 @pytest.mark.parametrize(

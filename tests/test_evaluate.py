@@ -1,5 +1,6 @@
 """The evaluation program on checkpoints and bundles, and what it adds up."""
 
+import csv
 import json
 import math
 import os
@@ -130,8 +131,26 @@ def test_a_bundle(tmp_path, precision):
 def test_a_mode_named_twice_is_scored_once(tmp_path):
     """0 is another name of f0."""
     output = tmp_path / "twice.json"
-    assert evaluate(bundle=tiny_run.bundle("int8"), modes="f0,2,0,f0", output=output) == 0
-    check_result(read(output), ["f0", "2"])
+    flags = dict(modes="f0,2,0,f0", csv=tmp_path / "tables", coco="true")
+    assert evaluate(bundle=tiny_run.bundle("int8"), output=output, **flags) == 0
+    result = read(output)
+    check_result(result, ["f0", "2"])
+    # The tables repeat the JSON, video by video.
+    with open(tmp_path / "tables_classes.csv", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    for row in rows:
+        ap = result["modes"][row["mode"]]["per_class_ap"][row["class"]]
+        assert row["ap"] == ("" if ap is None else f"{ap:.6f}")
+    assert len(rows) == 2 * len(tiny_run.LABELS)
+    with open(tmp_path / "tables_videos.csv", encoding="utf-8") as file:
+        rows = [row for row in csv.DictReader(file) if row["mode"] == "2"]
+    assert [row["video"] for row in rows] == [
+        f"synthetic-test-{i:05d}" for i in range(tiny_run.TEST_CLIPS)]
+    for name in ("frames", "objects", "detections"):
+        assert sum(int(row[name]) for row in rows) == result["modes"]["2"]["counts"][name]
+    numbers = result["modes"]["2"]["coco"]["numbers"]
+    # COCO's AP50 differs by its 101 recalls and its matching only.
+    assert numbers["AP50"] == pytest.approx(result["modes"]["2"]["mean_ap"], abs=.05)
 
 
 def test_frames_that_a_clip_does_not_have_are_not_scored():
@@ -145,13 +164,14 @@ def test_frames_that_a_clip_does_not_have_are_not_scored():
         "classes": np.array([[1, 3, 0]] * frames),
         "tracks": np.array([[0, 1, -1]] * frames),
         "num_frames": np.int32(3),
+        "source_size": np.array([80, 160], np.int32),
     }
     coder = BoxCoder(10, 10, 5, 5)
     scores, wanted = VidMap(3), VidMap(3)
     found = scoring.score_clip(scores, clip, *heads, anchors, coder)
     assert len(found) == 3 and all(len(d.scores) for d in found)
-    short = {name: value[:3] for name, value in clip.items() if value.ndim}
-    scoring.score_clip(wanted, {**short, "num_frames": 3}, *(h[:3] for h in heads), anchors, coder)
+    short = {name: clip[name][:3] for name in ("frames", "boxes", "classes", "tracks")}
+    scoring.score_clip(wanted, {**clip, **short}, *(h[:3] for h in heads), anchors, coder)
     assert scores.result().to_json() == wanted.result().to_json()
     counts = scores.result().counts
     assert counts["frames"] == 3 and counts["objects"] == 6
@@ -184,6 +204,7 @@ def test_scoring_names_every_mode_and_tells_of_progress():
             "classes": np.zeros([clips, 4, 1], np.int32),
             "tracks": np.full([clips, 4, 1], -1, np.int32),
             "num_frames": np.full(clips, 4, np.int32),
+            "source_size": np.full([clips, 2], 8, np.int32),
         }
 
     done, modes = [], [rollout.parse_mode(word) for word in ("f1", "async1", "3+update")]
@@ -225,6 +246,7 @@ def test_flags_that_cannot_be(tmp_path, capfd):
     refused(capfd, output, "no such folder", bundle=tmp_path / "gone")
     refused(capfd, output, "params.yaml", model_dir=tmp_path)
     refused(capfd, output, "--checkpoint", bundle=tmp_path, checkpoint="ckpt-1")
+    refused(capfd, output, "--coco", bundle=tmp_path, coco="true", streaming="true")
 
 
 @pytest.mark.slow

@@ -1,6 +1,7 @@
 """Clip records, `dataset.json`, the restartable writer and the program around them."""
 
 import dataclasses
+import hashlib
 import json
 import os
 import pathlib
@@ -42,17 +43,12 @@ def random_plan(make_clip=make_random_clip, **changes):
     plan = sharding.DatasetPlan(
         name="random", labels=["a", "b", "c"], image_size=SIZE, config={"flavour": 1}, seed=3,
         splits={"train": sharding.SplitPlan(10, 4), "test": sharding.SplitPlan(3, 4)},
-        make_clip=make_clip)
+        make_clip=make_clip, shard_clips=3)
     return dataclasses.replace(plan, **changes)
 
 
-@pytest.fixture(name="small_shards")
-def fixture_small_shards(monkeypatch):
-    monkeypatch.setattr(sharding, "SHARD_CLIPS", 3)
-
-
 @pytest.fixture(name="dataset")
-def fixture_dataset(tmp_path, small_shards):
+def fixture_dataset(tmp_path):
     sharding.write_dataset(tmp_path / "set", random_plan(), workers=0)
     return tmp_path / "set"
 
@@ -65,6 +61,10 @@ def test_a_record_comes_back_as_it_was():
     clip = random_clip(7, frames=6)
     again = records.deserialize(records.serialize(clip))
     assert (again.clip_id, again.height, again.width) == ("clip-7", 20, 30)
+    assert (again.source_height, again.source_width) == (0, 0)
+    clip.source_height, clip.source_width = 200, 301
+    again = records.deserialize(records.serialize(clip))
+    assert (again.source_height, again.source_width) == (200, 301)
     assert again.images == clip.images and again.masks == clip.masks
     for name in ("boxes", "classes", "tracks"):
         for a, b in zip(getattr(again, name), getattr(clip, name), strict=True):
@@ -104,7 +104,12 @@ def test_the_writer_follows_the_contract(dataset):
     assert [s["file"] for s in train["shards"]][0] == "train-00000-of-00004.tfrecord"
     assert sorted(s["clips"] for s in train["shards"]) == [2, 2, 3, 3]
     listed = {s["file"] for split in data["splits"].values() for s in split["shards"]}
-    assert {path.name for path in dataset.iterdir()} == listed | {"dataset.json"}
+    assert {path.name for path in dataset.iterdir()} == listed | {
+        "dataset.json", "SHA256SUMS"}
+    # As `sha256sum -c` reads it.
+    for line in (dataset / "SHA256SUMS").read_text().splitlines():
+        digest, name = line.split("  ")
+        assert hashlib.sha256((dataset / name).read_bytes()).hexdigest() == digest
     for shard in train["shards"]:
         assert (dataset / shard["file"]).stat().st_size == shard["bytes"]
         assert sharding._sha256(dataset / shard["file"]) == shard["sha256"]
@@ -113,7 +118,7 @@ def test_the_writer_follows_the_contract(dataset):
         f"clip-{i}" for i in range(10)]
 
 
-def test_an_interrupted_run_goes_on_and_ends_the_same(tmp_path, small_shards, dataset):
+def test_an_interrupted_run_goes_on_and_ends_the_same(tmp_path, dataset):
     made = []
 
     def breaks(split, index):
@@ -151,7 +156,7 @@ def test_an_unfinished_run_of_something_else_is_refused(tmp_path):
         sharding.write_dataset(tmp_path / "set", random_plan(config={"flavour": 2}), workers=0)
 
 
-def test_a_damaged_finished_shard_is_found_on_restart(tmp_path, small_shards):
+def test_a_damaged_finished_shard_is_found_on_restart(tmp_path):
     def breaks(split, index):
         if split == "test":
             raise KeyboardInterrupt
@@ -281,6 +286,14 @@ def test_the_program_makes_and_shows_a_set(tmp_path):
     # Two rows and three columns of 96 px frames enlarged three times, with gaps.
     height, width, _ = cv2.imread(str(picture)).shape
     assert 2 * 288 <= height < 2 * 300 and 3 * 288 <= width < 3 * 300
+    done = run(tmp_path, "check", f"--input={folder}")
+    assert (done.returncode, done.stdout.strip()) == (0, "nothing is wrong"), done.stderr
+    shard = folder / "test-00000-of-00001.tfrecord"
+    data = shard.read_bytes()
+    shard.write_bytes(data[:-1])
+    done = run(tmp_path, "check", f"--input={folder}")
+    assert done.returncode == 1 and "1 x shard that is damaged (make the data" in done.stdout
+    shard.write_bytes(data)
     frames = tmp_path / "frames"
     done = run(tmp_path, "frames", f"--input={folder}", f"--output={frames}", "--clips=1")
     assert done.returncode == 0, done.stderr
@@ -289,11 +302,14 @@ def test_the_program_makes_and_shows_a_set(tmp_path):
 
 
 @pytest.mark.parametrize("arguments, message", [
-    (["paint"], "command 'paint' is not one of synthetic, davis, show, frames"),
+    (["paint"], "command 'paint' is not one of synthetic, convert, check, show, frames"),
     (["synthetic"], "synthetic needs --output"),
     (["synthetic", "--output=x", "--num_classes=3"], "--num_classes 3 is not allowed"),
-    (["synthetic", "--output=x", "--label=dog"], "--label is not a flag of synthetic"),
-    (["davis", "--output=x", "--source=nowhere"], "nowhere/JPEGImages/480p is missing"),
+    (["synthetic", "--output=x", "--train_part=.5"], "--train_part is not a flag of synthetic"),
+    (["convert", "--output=x", "--source=."], "convert needs --dataset and --source, e.g. --data"),
+    (["convert", "--output=x", "--dataset=davis2016", "--source=nowhere"],
+     "source nowhere is not a folder"),
+    (["check"], "check needs --dataset and --source"),
     (["show", "--output=x.png", "--input=nowhere"], "nowhere does not exist; make a data set"),
     (["show", "--output=x.gif", "--input=nowhere"], "must end in .png or .jpg"),
     (["frames", "--output=x", "--input=nowhere"], "nowhere does not exist; make a data set"),

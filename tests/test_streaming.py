@@ -182,6 +182,7 @@ def moving_clip():
         "classes": np.ones((1, 8, 1), np.int32),
         "tracks": np.zeros((1, 8, 1), np.int32),
         "num_frames": np.array([8], np.int32),
+        "source_size": np.array([[8, 8]], np.int32),
     }
 
 

@@ -1,6 +1,7 @@
 """The VID evaluator against hand-worked cases and a literal loop over everything."""
 
 import json
+import dataclasses
 import math
 
 import numpy as np
@@ -291,6 +292,25 @@ def test_objects_of_other_speeds_are_neither_missed_nor_wrong():
     assert result.motion["slow"] == 1 and result.motion["fast"] == 0
     assert math.isnan(result.motion["medium"])
     assert (result.counts["slow"], result.counts["fast"]) == (10, 10)
+
+
+def test_videos_are_scored_by_their_own_objects():
+    box, other = [0, 0, .5, .5], [.5, .5, 1, 1]
+    evaluator = VidMap(3)
+    for video, found, real in (
+            ("a", frame([box], [.9], [1]), truth([box], [1], [0])),
+            ("b", frame([box, other], [.9, .8], [2, 1]), truth([other], [1], [0])),
+            ("a", frame([box], [.5], [1]), truth([box, other], [1, 2], [0, 1])),
+            ("c", frame([box], [.5], [1]), truth([], [], []))):
+        evaluator.add_clip([found], [real], video=video)
+    evaluator.add_clip([], [], video="b")
+    evaluator.add_clip([NO_BOXES] * 2, [truth([box], [3], [0])] * 2)
+    rows = [dataclasses.astuple(video) for video in evaluator.result().videos]
+    # In a, class 1 is found twice and class 2 never; b's detection of class 2 is of a class that
+    # b does not have.
+    assert rows[:2] == [("a", 2, 3, 2, .5), ("b", 1, 1, 2, 1.)]
+    assert rows[2][:4] == ("c", 1, 0, 1) and math.isnan(rows[2][4])
+    assert rows[3] == ("clip 5", 2, 2, 0, 0.)
 
 
 def test_a_detection_of_nothing_is_wrong_at_every_speed():

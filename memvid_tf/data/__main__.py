@@ -1,56 +1,78 @@
-"""Makes, converts and shows data sets.
+r"""Makes, converts and shows data sets.
 
     python -m memvid_tf.data synthetic --output=/tmp/synthetic --preset=demo
     python -m memvid_tf.data synthetic --output=/tmp/mine --preset=demo --train_clips=200 --seed=7
-    python -m memvid_tf.data davis --source=/data/DAVIS --output=/tmp/davis --image_size=96,160
+    python -m memvid_tf.data convert --dataset=imagenet_vid --source=/data/ILSVRC2015 \
+      --output=/data/vid
+    python -m memvid_tf.data convert --dataset=davis2016 --source=/data/DAVIS --output=/tmp/davis \
+      --train_part=0.7 --image_size=96,160
+    python -m memvid_tf.data check --dataset=imagenet_vid --source=/data/ILSVRC2015
+    python -m memvid_tf.data check --input=/tmp/synthetic
     python -m memvid_tf.data show --input=/tmp/synthetic --split=test --output=/tmp/sheet.png
     python -m memvid_tf.data frames --input=/tmp/synthetic --clips=0,1 --output=/tmp/frames
 
 synthetic generates the embedded video set: a preset (tiny: seconds; demo: the set of the README;
-paper: 320 px frames), single settings changed by flags. The same set found in --output is reused,
-an interrupted run is continued. davis converts the DAVIS 2016 layout. show draws frames of some
-clips with boxes, track ids, class labels and masks. frames writes the frames of clips as a folder
-of images, as they are stored, for `python -m memvid_tf.detect --video=FOLDER`.
+paper: 320 px frames), single settings changed by flags. convert makes clips of a real data set on
+disk. Both reuse the same set found in --output, continue an interrupted run, and leave SHA256SUMS
+for `sha256sum -c`. check says in plain words what is missing or wrong in a data set, before it is
+converted (--dataset, --source) or after (--input); its exit code is 1 if it finds anything. show
+draws frames of some clips with boxes, track ids, class labels and masks. frames writes the frames of
+clips as a folder of images, as they are stored, for `python -m memvid_tf.detect --video=FOLDER`.
 """
 
 import dataclasses
+import functools
 import pathlib
 
 from absl import flags
 
 from memvid_tf import errors, files
-from memvid_tf.data import davis, records, sharding, synthetic
+from memvid_tf.data import conversion, doctor, records, sharding, synthetic
 
 FLAGS = flags.FLAGS
 
 _OUTPUT = flags.DEFINE_string(
-    "output", None, "synthetic, davis: folder of the data set, e.g. /tmp/synthetic. "
+    "output", None, "synthetic, convert: folder of the data set, e.g. /tmp/synthetic. "
     "show: the picture's file, e.g. sheet.png. frames: folder of the images.")
 _INPUT = flags.DEFINE_string(
-    "input", None, "show, frames: folder of the data set, e.g. /tmp/synthetic.")
+    "input", None, "check, show, frames: folder of the data set, e.g. /tmp/synthetic.")
+_DATASET = flags.DEFINE_enum(
+    "dataset", None, sorted(conversion.LAYOUTS), "convert, check: the layout of --source. "
+    "imagenet_det and coco2017 are still images in VID's classes; coco2017_boats counts boats as watercraft.")
 _SOURCE = flags.DEFINE_string(
-    "source", None, "davis: folder with JPEGImages/480p and Annotations/480p, e.g. /data/DAVIS.")
+    "source", None, "convert, check: folder of the data set as it was unpacked, "
+    "e.g. /data/ILSVRC2015.")
 _SPLIT = flags.DEFINE_string("split", "test", "show, frames: the split, e.g. train.")
 _CLIPS = flags.DEFINE_list("clips", ["0", "1", "2", "3"], "show, frames: clip numbers, e.g. 0,5,9.")
 _FRAMES = flags.DEFINE_integer("frames", 6, "show: frames of each clip, e.g. 6.", lower_bound=1)
+_DECODE = flags.DEFINE_bool(
+    "decode", True, "check: decode every picture, which finds truncated ones; --nodecode reads "
+    "only headers and is much faster.")
+_EVERY = flags.DEFINE_integer(
+    "every", 1, "check: look at every n-th frame or still image, e.g. 25.", lower_bound=1)
 _PRESET = flags.DEFINE_enum(
     "preset", "demo", sorted(synthetic.PRESETS), "synthetic: the settings to start from.")
 _WORKERS = flags.DEFINE_integer(
-    "workers", 2, "synthetic, davis: processes that make clips, e.g. 2; 0 makes them in this one.",
-    lower_bound=0)
+    "workers", 2, "synthetic, convert: processes that make clips, e.g. 2; 0 makes them in "
+    "this one.", lower_bound=0)
 _IMAGE_SIZE = flags.DEFINE_list(
     "image_size", None, "synthetic: side of the frames in pixels, e.g. 96. "
-    "davis: height,width, e.g. 96,160, or one number for both.")
-_LABEL = flags.DEFINE_string(
-    "label", None, "davis: name of the only class, e.g. object; '' makes each sequence a class.")
-_CLIP_FRAMES = flags.DEFINE_integer(
-    "clip_frames", None, "davis: frames of a training clip, e.g. 24.")
-_UNROLL_FRAMES = flags.DEFINE_integer(
-    "unroll_frames", None, "davis: the shortest training clip to keep, in frames, e.g. 8.")
-_TRAIN_PART = flags.DEFINE_float(
-    "train_part", None, "davis: part of each sequence that becomes training clips, e.g. 0.7.")
+    "convert: height,width, e.g. 320,320, or one number for both.")
 _JPEG_QUALITY = flags.DEFINE_integer(
-    "jpeg_quality", None, "synthetic, davis: quality of the stored frames, e.g. 95.")
+    "jpeg_quality", None, "synthetic, convert: quality of the stored frames, e.g. 95.")
+
+# Settings of a conversion, each a flag which changes the default.
+_CONVERSION = {
+    "clip_frames": "frames of a training clip, e.g. 24",
+    "min_clip_frames": "the shortest training clip to keep, at the end of a video, e.g. 8",
+    "eval_clip_frames": "most frames of a clip of the other splits, e.g. 100",
+    "train_part": "part of each sequence that becomes training clips instead of the data set's own "
+                  "splits, DAVIS only, e.g. 0.7",
+}
+for _field in dataclasses.fields(conversion.ConversionConfig):
+    if _field.name in _CONVERSION:
+        _define = flags.DEFINE_integer if _field.type is int else flags.DEFINE_float
+        _define(_field.name, None, f"convert: {_CONVERSION[_field.name]}.")
 
 # Settings of the synthetic set, each a flag which changes the preset.
 _SETTINGS = {
@@ -80,15 +102,16 @@ for _field in dataclasses.fields(synthetic.SyntheticConfig):
 
 _COMMAND_FLAGS = {
     "synthetic": {"output", "preset", "workers", "image_size", "jpeg_quality", *_SETTINGS},
-    "davis": {"output", "source", "workers", "image_size", "label", "clip_frames",
-              "unroll_frames", "train_part", "jpeg_quality"},
+    "convert": {"output", "dataset", "source", "workers", "image_size", "jpeg_quality",
+                *_CONVERSION},
+    "check": {"input", "dataset", "source", "decode", "every"},
     "show": {"input", "split", "clips", "frames", "output"},
     "frames": {"input", "split", "clips", "output"},
 }
 
 
-def main(argv: list[str]) -> None:
-    """Runs one of the commands."""
+def main(argv: list[str]) -> int | None:
+    """Runs one of the commands; returns 1 if a check finds anything."""
     if len(argv) != 2 or argv[1] not in _COMMAND_FLAGS:
         raise errors.UserError(
             f"command {' '.join(argv[1:])!r} is not one of {', '.join(_COMMAND_FLAGS)}; "
@@ -98,6 +121,8 @@ def main(argv: list[str]) -> None:
         if FLAGS[name].present:
             raise errors.UserError(f"--{name} is not a flag of {command}; its flags are "
                                    f"{', '.join(sorted(_COMMAND_FLAGS[command]))}")
+    if command == "check":
+        return _check()
     if not _OUTPUT.value:
         raise errors.UserError(f"{command} needs --output, e.g. --output=/tmp/{command}")
     if command in ("show", "frames"):
@@ -111,7 +136,8 @@ def main(argv: list[str]) -> None:
             clips = [clip for clip in clips if clip < info.split(_SPLIT.value).clips]
         (_show if command == "show" else _write_frames)(info, clips)
     else:
-        _write(_synthetic_plan() if command == "synthetic" else _davis_plan())
+        _write(_synthetic_plan() if command == "synthetic" else _conversion_plan())
+    return None
 
 
 def _synthetic_plan():
@@ -126,20 +152,42 @@ def _synthetic_plan():
     return synthetic.plan(config)
 
 
-def _davis_plan():
-    if not _SOURCE.value:
-        raise errors.UserError("davis needs --source, e.g. --source=/data/DAVIS")
-    changes = {name: FLAGS[name].value for name in (
-        "label", "clip_frames", "unroll_frames", "train_part", "jpeg_quality")
+def _conversion_plan():
+    from tqdm import tqdm
+
+    layout = _layout("convert")
+    changes = {name: FLAGS[name].value for name in (*_CONVERSION, "jpeg_quality")
                if FLAGS[name].value is not None}
     if _IMAGE_SIZE.value is not None:
         size = _numbers("image_size", _IMAGE_SIZE.value, (1, 2))
         changes["image_size"] = (size[0], size[-1])
     try:
-        config = davis.DavisConfig(**changes)
+        config = conversion.ConversionConfig(**changes)
     except ValueError as error:
         raise errors.UserError(f"--{error}") from error
-    return davis.plan(_SOURCE.value, config)
+    return conversion.plan(layout, config, functools.partial(tqdm, desc="looking", leave=False))
+
+
+def _check():
+    from tqdm import tqdm
+
+    progress = functools.partial(tqdm, desc="checking", leave=False)
+    if _INPUT.value and not (_DATASET.value or _SOURCE.value):
+        found = doctor.examine_records(records.read_info(_INPUT.value), progress)
+    else:
+        found = doctor.examine(_layout("check"), _DECODE.value, _EVERY.value, progress)
+    diagnosis = doctor.Diagnosis()
+    for finding in found:
+        diagnosis.add(finding)
+    print(diagnosis.text())
+    return 1 if diagnosis.count else 0
+
+
+def _layout(command):
+    if not (_DATASET.value and _SOURCE.value):
+        raise errors.UserError(f"{command} needs --dataset and --source, e.g. "
+                               "--dataset=imagenet_vid --source=/data/ILSVRC2015")
+    return conversion.open_layout(_DATASET.value, _SOURCE.value)
 
 
 def _write(plan):
@@ -158,6 +206,11 @@ def _write(plan):
                            in split.statistics["motion_split"].items())
         print(f"  {name}: {split.clips} clips, {split.frames} frames, "
               f"{split.statistics['objects_per_frame']:.2f} objects a frame, motion {motion}")
+        counts = split.statistics["objects_by_class"]
+        print("    objects: " + ", ".join(f"{label} {count}" for label, count in counts.items()))
+        if left_out := split.statistics.get("left_out"):
+            print(f"    left out: {left_out} objects without extent in the frame, or of a track "
+                  "that the frame shows twice")
 
 
 def _show(info, clips):

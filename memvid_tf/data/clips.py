@@ -2,7 +2,8 @@
 
 A training example is a window of `unroll_frames` frames of one clip, at a random start and a
 random temporal stride, with one flip, crop and colour change for the whole window (LFS section
-4.1 unrolls six steps). An evaluation example is the beginning of a clip, as stored.
+4.1 unrolls six steps). An evaluation example is the beginning of a clip, as stored. A still image
+becomes a window by a view that moves and zooms over it; `still_paths` mixes them into training.
 
 The training stream is a pure function of (seed, step). Example n belongs to epoch n // clips; a
 seeded permutation of the epoch says which clip it is; the record is read by its byte offset; the
@@ -10,31 +11,21 @@ window and the augmentation are drawn from a counter-based generator keyed by (s
 is no shuffle buffer to refill, `start_step` resumes exactly at no cost, and every epoch is a full
 shuffle. Only the frames that are used are decoded.
 
-Differs from the paper: LFS mixes in still images; that belongs to another source of clips.
+Differs from the paper: LFS gives neither the share of still images nor the way they move.
 """
 
 import dataclasses
-import os
-import struct
+import functools
+from collections.abc import Callable
 from typing import Optional, Tuple
 
+from absl import logging
 import numpy as np
 from official.core import config_definitions as cfg
 import tensorflow as tf
 
-from memvid_tf.data import records
-
-PADDING_TRACK = -1
-# What a shifted frame shows where it has left the stored one: mid-grey, the model's zero.
-PADDING_GREY = 128
-# Bounds of the photometric change, one draw a window: SSD's (Liu et al., 2016, section 2.2)
-# brightness and saturation, with a narrower contrast because textures are contrast.
-BRIGHTNESS_DELTA = 32.
-CONTRAST_RANGE = (.8, 1.2)
-SATURATION_RANGE = (.5, 1.5)
-# TFRecord framing: uint64 length, uint32 crc, data, uint32 crc.
-_HEADER_BYTES = 12
-_FOOTER_BYTES = 4
+from memvid_tf.data import augmentation, reading, records
+from memvid_tf.data.augmentation import PADDING_TRACK
 
 
 @dataclasses.dataclass
@@ -59,6 +50,14 @@ class ClipConfig(cfg.DataConfig):
       crop_min_scale: 1 switches the zoom off: resizing destroys the synthetic set's textures.
       max_shift: shift training windows by up to this part of a side, in even pixels, so that
         the 2x2 box mean of a texture stays what it was; 0 is off.
+      ssd_crop: zoom out of and take patches from training windows as SSD does; replaces
+        random_crop.
+      max_expand: the largest zoom out of ssd_crop; 1 is off.
+      still_paths: folders of still images to mix into training, with the same classes and split.
+      still_share: part of the training examples that are still images, in steps of .001.
+      still_min_scale: the smallest view that moves over a still image, part of its side.
+      max_unreadable: part of the clips that training may skip because a frame cannot be decoded;
+        with more it stops and lists them.
       seed: of order, windows and augmentation.
       drop_remainder: evaluation only: drop the last batch when it is not full.
     """
@@ -74,6 +73,12 @@ class ClipConfig(cfg.DataConfig):
     random_crop: bool = False
     crop_min_scale: float = 1.
     max_shift: float = 0.
+    ssd_crop: bool = False
+    max_expand: float = 1.
+    still_paths: Tuple[str, ...] = ()
+    still_share: float = 0.
+    still_min_scale: float = .5
+    max_unreadable: float = 0.
     is_training: bool = True
     global_batch_size: int = 8
     seed: Optional[int] = 0
@@ -84,6 +89,8 @@ def clip_dataset(
     config: ClipConfig,
     input_context: tf.distribute.InputContext | None = None,
     start_step: int = 0,
+    names: bool = False,
+    warn: Callable[[str], None] = logging.warning,
 ) -> tf.data.Dataset:
     """Batches of clips.
 
@@ -91,6 +98,8 @@ def clip_dataset(
       config: see `ClipConfig`.
       input_context: of `tf.distribute`; the pipelines together give what one would give.
       start_step: training only: the first global step of the stream.
+      names: whether to add clip_id, which accelerators cannot hold.
+      warn: told of each clip that is skipped, see `ClipConfig.max_unreadable`.
 
     Returns:
       A data set, endless in training and in file order otherwise, of dicts:
@@ -99,35 +108,49 @@ def clip_dataset(
         classes: [B, T, N] int32, 1..C; 0 where padded.
         tracks: [B, T, N] int32; -1 where padded.
         num_frames: [B] int32, frames that the clip really has.
-        clip_index: [B] int32, position of the clip in the split.
+        source_size: [B, 2] int32, (height, width) of the frames before they were stored.
+        clip_index: [B] int32, position of the clip in the split; still images follow.
+        clip_id: [B] string, where asked for.
 
     Raises:
       ValueError: when the data set or the split is missing or damaged, or does not fit the
-        configuration; the message names the path and what makes a data set.
+        configuration; the message names the path and what makes a data set. While reading, a frame
+        that cannot be decoded is a `tf.errors.InvalidArgumentError` with a DatasetError's text.
     """
     info = records.read_info(config.input_path)
     split = info.split(config.split)
     frames = _checked_frames(config, info, split, start_step)
-    table = _record_table(info, config.split)
+    stills = _still_sets(config, info)
+    table = reading.record_table([(of, config.split) for of in (info, *stills)])
     pipelines = input_context.num_input_pipelines if input_context else 1
     pipeline = input_context.input_pipeline_id if input_context else 0
     batch = config.global_batch_size
     if input_context:
         batch = input_context.get_per_replica_batch_size(config.global_batch_size)
     if config.is_training:
-        dataset = _training_examples(config, split.clips, start_step, pipelines, pipeline)
+        dataset = _training_examples(
+            config, split.clips, len(table.shard), start_step, pipelines, pipeline)
     else:
         dataset = tf.data.Dataset.range(split.clips).shard(pipelines, pipeline)
         dataset = dataset.map(lambda index: (index, index))
-    dataset = dataset.flat_map(lambda example, clip: _read_record(table, example, clip))
-    make = _training_window if config.is_training else _whole_clip
+    dataset = dataset.flat_map(lambda number, clip: reading.read_record(table, clip).map(
+        lambda serialized: (number, clip, serialized)))
+    make = _whole_clip
+    if config.is_training:
+        has_stills = bool(stills) or split.clip_frames == 1
+        make = functools.partial(_training_window, has_stills=has_stills)
     size = (int(config.image_size[0]), int(config.image_size[1]))
 
     def example(number, clip, serialized):
-        clip_frames = make(config, _parse(serialized), number, frames, size)
-        return {**clip_frames, "clip_index": tf.cast(clip, tf.int32)}
+        record = _parse(serialized)
+        readable, found = make(config, record, number, frames, size)
+        found["clip_index"] = tf.cast(clip, tf.int32)
+        found["source_size"] = record["source_size"]
+        return readable, {**found, "clip_id": record["clip_id"]} if names else found
 
+    allowed = int(config.max_unreadable * len(table.shard)) if config.is_training else 0
     dataset = dataset.map(example, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+    dataset = reading.keep_readable(dataset, reading.Skipped(table, allowed, warn))
     dataset = dataset.batch(batch, drop_remainder=config.is_training or config.drop_remainder)
     dataset = dataset.prefetch(config.prefetch_buffer_size or tf.data.AUTOTUNE)
     options = tf.data.Options()
@@ -141,12 +164,13 @@ def clip_dataset(
 def _checked_frames(config, info, split, start_step):
     """T; raises ValueError when the configuration does not fit the data set."""
     longest, shortest = split.clip_frames, split.statistics["min_clip_frames"]
+    stills = config.is_training and longest == 1
     frames = config.unroll_frames
     if not config.is_training and frames == 0:
         frames = longest
     checks = (
         ("unroll_frames", frames >= 1, "at least 1; 0 only in evaluation"),
-        ("unroll_frames", not config.is_training or frames <= shortest,
+        ("unroll_frames", not config.is_training or stills or frames <= shortest,
          f"at most {shortest}, the shortest clip of {config.split} in {info.folder}"),
         ("image_size", len(config.image_size) == 2 and min(config.image_size) >= 1,
          "(height, width)"),
@@ -155,6 +179,14 @@ def _checked_frames(config, info, split, start_step):
         ("max_stride", config.max_stride >= 1, "at least 1"),
         ("crop_min_scale", .1 <= config.crop_min_scale <= 1, "in .1..1"),
         ("max_shift", 0 <= config.max_shift < .5, "in 0...5"),
+        ("max_expand", 1 <= config.max_expand <= 8, "in 1..8"),
+        ("max_expand", config.ssd_crop or config.max_expand == 1, "1 without ssd_crop"),
+        ("ssd_crop", not (config.ssd_crop and config.random_crop), "false with random_crop"),
+        ("still_share", 0 <= config.still_share < 1, "in 0..1, below 1"),
+        ("still_share", bool(config.still_paths) == (config.still_share > 0),
+         "above 0 with still_paths, 0 without"),
+        ("still_min_scale", .1 <= config.still_min_scale <= 1, "in .1..1"),
+        ("max_unreadable", 0 <= config.max_unreadable < 1, "in 0..1, below 1"),
         ("global_batch_size", config.global_batch_size >= 1, "at least 1"),
         ("seed", config.seed is not None and 0 <= config.seed < 2**31, "in 0..2^31-1"),
         ("tfds_name", not config.tfds_name, "empty: clips are read from input_path"),
@@ -169,70 +201,72 @@ def _checked_frames(config, info, split, start_step):
     return frames
 
 
-def _record_table(info, split):
-    """Where every record of a split is: (paths [S], shard [C], offset [C], bytes [C], size [S]).
+def _still_sets(config, info):
+    """The data sets of still images; raises DatasetError where they do not fit."""
+    found = []
+    for path in config.still_paths if config.is_training else ():
+        stills = records.read_info(path)
+        split = stills.split(config.split)
+        if split.clip_frames != 1:
+            raise records.DatasetError(f"still_paths: {path} holds clips of up to "
+                                       f"{split.clip_frames} frames, wanted are still images")
+        if stills.labels != info.labels:
+            raise records.DatasetError(
+                f"still_paths: {path} has the classes {', '.join(stills.labels)}, "
+                f"{info.folder} has {', '.join(info.labels)}")
+        if split.statistics["max_objects"] > config.max_objects:
+            raise records.DatasetError(
+                f"max_objects {config.max_objects} is not allowed: at least "
+                f"{split.statistics['max_objects']}, which a picture of {path} holds")
+        found.append(stills)
+    return found
 
-    Follows the chain of record headers, so a shard that was damaged in length or count is found.
+
+def _training_examples(config, clips, total, start_step, pipelines, pipeline):
+    """Endless (example number, clip) of one of the input pipelines, int64.
+
+    Of `total` records the first `clips` are the data set's own, the others are still images.
     """
-    paths = info.shard_paths(split)
-    shard, offset, length = [], [], []
-    for number, (path, expected) in enumerate(zip(paths, info.split(split).shards)):
-        position, found = 0, 0
-        with open(path, "rb") as file:
-            while header := file.read(_HEADER_BYTES):
-                size = struct.unpack("<Q", header[:8])[0] if len(header) == _HEADER_BYTES else 0
-                start = position + _HEADER_BYTES
-                position = start + size + _FOOTER_BYTES
-                if size == 0 or position > expected.bytes:
-                    raise records.DatasetError(
-                        f"{path} is damaged at record {found}; make the data set again")
-                shard.append(number)
-                offset.append(start)
-                length.append(size)
-                found += 1
-                file.seek(position, os.SEEK_SET)
-        if found != expected.clips:
-            raise records.DatasetError(f"{path} holds {found} clips, {records.INFO_FILE} says "
-                                       f"{expected.clips}; make the data set again")
-    sizes = [expected.bytes for expected in info.split(split).shards]
-    return ([str(path) for path in paths],
-            *(np.array(column, np.int64) for column in (shard, offset, length, sizes)))
-
-
-def _training_examples(config, clips, start_step, pipelines, pipeline):
-    """Endless (example number, clip) pairs, int64, of one of the input pipelines."""
     batch = config.global_batch_size
     if batch % pipelines:
         raise ValueError(f"global_batch_size {batch} does not divide among {pipelines} pipelines")
     local = batch // pipelines
+    seed = tf.constant(config.seed, tf.int64)
+    per_mille = round(1000 * config.still_share)
+
+    def shuffled(number, count, stream):
+        # Each count of examples is an epoch: a permutation of its own.
+        epoch, place = number // count, number % count
+        return tf.random.experimental.index_shuffle(
+            place, tf.stack([seed, stream * (epoch + 1) - (stream + 1) // 2]), count - 1)
 
     def pick(position):
         # Of every global batch a pipeline takes its own run of examples.
         number = position // local * batch + pipeline * local + position % local
-        epoch, place = number // clips, number % clips
-        clip = tf.random.experimental.index_shuffle(
-            place, tf.stack([tf.constant(config.seed, tf.int64), epoch]), clips - 1)
+        before = number * per_mille // 1000
+        clip = shuffled(number - before, clips, 1)
+        if per_mille:
+            is_still = (number + 1) * per_mille // 1000 > before
+            clip = tf.where(is_still, clips + shuffled(before, total - clips, -1), clip)
         return number, clip
 
     return tf.data.Dataset.range(start_step * local, np.iinfo(np.int64).max // batch).map(pick)
 
 
-def _read_record(table, number, clip):
-    """A data set of one (number, clip, serialized record)."""
-    paths, shard, offset, length, sizes = (tf.constant(column) for column in table)
-    of = tf.gather(shard, clip)
-    start, count = tf.gather(offset, clip), tf.gather(length, clip)
-    # A "file of fixed-length records" that is one record long, between header and footer.
-    record = tf.data.FixedLengthRecordDataset(
-        tf.gather(paths, of), record_bytes=count, header_bytes=start,
-        footer_bytes=tf.gather(sizes, of) - start - count)
-    return record.map(lambda serialized: (number, clip, serialized))
-
-
 def _parse(serialized):
     """The record's lists; objects are padded to the fullest frame of the clip."""
-    _, lists, = tf.io.parse_single_sequence_example(
+    integer = tf.io.FixedLenFeature([], tf.int64)
+    same = tf.io.FixedLenFeature([], tf.int64, default_value=0)
+    context, lists = tf.io.parse_single_sequence_example(
         serialized,
+        context_features={
+            "clip/id": tf.io.FixedLenFeature([], tf.string),
+            "clip/height": integer,
+            "clip/width": integer,
+            # Missing where frames are stored as they were.
+            "clip/source_height": same,
+            "clip/source_width": same,
+        },
         sequence_features={
             "image/encoded": tf.io.FixedLenSequenceFeature([], tf.string),
             "object/bbox": tf.io.VarLenFeature(tf.float32),
@@ -240,7 +274,11 @@ def _parse(serialized):
             "object/track": tf.io.VarLenFeature(tf.int64),
         })
     boxes = tf.sparse.to_dense(lists["object/bbox"])
+    stored = tf.stack([context["clip/height"], context["clip/width"]])
+    source = tf.stack([context["clip/source_height"], context["clip/source_width"]])
     return {
+        "clip_id": context["clip/id"],
+        "source_size": tf.cast(tf.where(source > 0, source, stored), tf.int32),
         "images": lists["image/encoded"],
         "boxes": tf.reshape(boxes, [tf.shape(boxes)[0], -1, 4]),
         "classes": tf.cast(tf.sparse.to_dense(lists["object/class"]), tf.int32),
@@ -250,10 +288,18 @@ def _parse(serialized):
 
 
 def _select(config, clip, used, frames, size):
-    """Decodes and gathers the frames at `used` [n], padded to T frames and N objects."""
-    images = tf.map_fn(
-        lambda data: _decode(data, size), tf.gather(clip["images"], used),
-        fn_output_signature=tf.TensorSpec((*size, 3), tf.uint8))
+    """Whether the frames at `used` [n] can be decoded, and the window: T frames, N objects."""
+    images, readable = reading.decode_if_possible(
+        tf.gather(clip["images"], used), lambda files: tf.map_fn(
+            lambda data: _decode(data, size), files,
+            fn_output_signature=tf.TensorSpec((*size, 3), tf.uint8)))
+    images = tf.pad(images, [[0, frames - tf.shape(images)[0]], [0, 0], [0, 0], [0, 0]])
+    return readable, {"frames": tf.ensure_shape(images, (frames, *size, 3)),
+                      **_truth(config, clip, used, frames)}
+
+
+def _truth(config, clip, used, frames):
+    """The objects of the frames at `used` [n], padded to T frames and N objects."""
     room = config.max_objects
     missing = frames - tf.shape(used)[0]
 
@@ -264,9 +310,7 @@ def _select(config, clip, used, frames, size):
                        constant_values=value)
         return tf.ensure_shape(array, (frames, room, *rest))
 
-    images = tf.pad(images, [[0, missing], [0, 0], [0, 0], [0, 0]])
     return {
-        "frames": tf.ensure_shape(images, (frames, *size, 3)),
         "boxes": padded("boxes", (4,), 0.),
         "classes": padded("classes", (), 0),
         "tracks": padded("tracks", (), PADDING_TRACK),
@@ -274,17 +318,15 @@ def _select(config, clip, used, frames, size):
     }
 
 
-def _decode(data, size):
+def _decode_stored(data):
     image = tf.io.decode_image(data, channels=3, expand_animations=False)
-    image.set_shape((None, None, 3))
+    return tf.ensure_shape(image, (None, None, 3))
+
+
+def _decode(data, size):
+    image = _decode_stored(data)
     same = tf.reduce_all(tf.equal(tf.shape(image)[:2], size))
-    return tf.cond(same, lambda: image, lambda: _resize(image, size))
-
-
-def _resize(images, size):
-    """[..., H, W, 3] uint8 to another size, antialiased, rounded to nearest."""
-    scaled = tf.image.resize(images, size, antialias=True)
-    return tf.cast(tf.clip_by_value(tf.round(scaled), 0., 255.), tf.uint8)
+    return tf.cond(same, lambda: image, lambda: augmentation.resized(image, size))
 
 
 def _whole_clip(config, clip, number, frames, size):
@@ -293,7 +335,7 @@ def _whole_clip(config, clip, number, frames, size):
     return _select(config, clip, tf.range(count), frames, size)
 
 
-def _training_window(config, clip, number, frames, size):
+def _training_window(config, clip, number, frames, size, has_stills):
     # One generator for each decision: a new one must not change what the others draw.
     seeds = tf.random.split([tf.constant(config.seed, tf.int64), number], 7, alg="philox")
 
@@ -304,110 +346,52 @@ def _training_window(config, clip, number, frames, size):
     widest = tf.minimum(config.max_stride, (length - 1) // max(1, frames - 1))
     stride = uniform(0, 1, tf.maximum(widest, 1) + 1, tf.int32)
     span = (frames - 1) * stride
-    used = uniform(1, 0, length - span, tf.int32) + stride * tf.range(frames)
+    # A still image has one frame and no span; which one is used is not asked.
+    used = uniform(1, 0, tf.maximum(length - span, 1), tf.int32) + stride * tf.range(frames)
     if config.time_reversal:
         used = tf.cond(uniform(2, 0, 2, tf.int32) > 0, lambda: used[::-1], lambda: used)
-    window = _select(config, clip, used, frames, size)
+
+    def video():
+        if config.ssd_crop:
+            return _viewed(config, clip, used, frames, size, seeds[4])
+        return _select(config, clip, used, frames, size)
+
+    def still():
+        return _viewed(config, clip, tf.zeros([frames], tf.int32), frames, size, seeds[4])
+
+    readable, window = tf.cond(length > 1, video, still) if has_stills else video()
     if config.flip:
-        window = tf.cond(uniform(3, 0, 2, tf.int32) > 0, lambda: flipped(window), lambda: window)
+        window = tf.cond(uniform(3, 0, 2, tf.int32) > 0,
+                         lambda: augmentation.flipped(window), lambda: window)
     if config.random_crop and config.crop_min_scale < 1:
         draws = tf.random.stateless_uniform([3], seeds[4], alg="philox")
         scale = config.crop_min_scale + (1 - config.crop_min_scale) * draws[0]
-        window = cropped(window, scale, draws[1:])
+        window = augmentation.cropped(window, scale, draws[1:])
     if config.max_shift > 0:
         draws = tf.random.stateless_uniform([2], seeds[5], -1., 1., alg="philox")
         limit = config.max_shift * tf.cast(size, tf.float32)
-        window = shifted(window, 2 * tf.cast(tf.round(draws * limit / 2), tf.int32))
+        window = augmentation.shifted(window, 2 * tf.cast(tf.round(draws * limit / 2), tf.int32))
     if config.photometric:
         draws = tf.random.stateless_uniform([3], seeds[6], alg="philox")
-        window["frames"] = recolored(window["frames"], draws)
-    return window
+        window["frames"] = augmentation.recolored(window["frames"], draws)
+    return readable, window
 
 
-def flipped(window: dict) -> dict:
-    """Mirrors a window left to right.
-
-    Args:
-      window: frames [T, H, W, 3], boxes [T, N, 4], classes [T, N] and more.
-    """
-    top, left, bottom, right = tf.unstack(window["boxes"], axis=-1)
-    boxes = tf.stack([top, 1 - right, bottom, 1 - left], axis=-1)
-    there = window["classes"][..., None] > 0
-    return {**window, "frames": window["frames"][:, :, ::-1],
-            "boxes": tf.where(there, boxes, 0.)}
-
-
-def cropped(window: dict, scale: tf.Tensor, place: tf.Tensor) -> dict:
-    """Cuts one rectangle out of every frame and resizes it to the frame's size.
-
-    Args:
-      window: frames [T, H, W, 3], boxes [T, N, 4], classes and tracks [T, N] and more.
-      scale: [] float, in (0, 1]: part of each side that is kept, rounded to even pixels.
-      place: [2] float in [0, 1): where, between topmost and leftmost and the other ends.
-    """
-    size = tf.shape(window["frames"])[1:3]
-    kept = tf.maximum(2 * tf.cast(tf.round(scale * tf.cast(size, tf.float32) / 2), tf.int32), 2)
-    kept = tf.minimum(kept, size)
-    corner = 2 * tf.cast(place * tf.cast((size - kept) // 2 + 1, tf.float32), tf.int32)
-    corner = tf.minimum(corner, size - kept)
-    frames = tf.slice(window["frames"], [0, *tf.unstack(corner), 0], [-1, *tf.unstack(kept), -1])
-    frames = tf.ensure_shape(_resize(frames, size), window["frames"].shape)
-    return {**window, "frames": frames, **_boxes_in(window, corner, kept, size)}
-
-
-def shifted(window: dict, offset: tf.Tensor) -> dict:
-    """Moves the view of every frame by whole pixels; what enters is grey.
-
-    Args:
-      window: frames [T, H, W, 3], boxes [T, N, 4], classes and tracks [T, N] and more.
-      offset: [2] int32, pixels down and right; may be negative.
-    """
-    size = tf.shape(window["frames"])[1:3]
-    before, after = tf.maximum(-offset, 0), tf.maximum(offset, 0)
-    frames = tf.pad(
-        window["frames"],
-        [[0, 0], [before[0], after[0]], [before[1], after[1]], [0, 0]],
-        constant_values=tf.constant(PADDING_GREY, tf.uint8))
-    frames = tf.slice(frames, [0, *tf.unstack(after), 0], [-1, *tf.unstack(size), -1])
-    frames = tf.ensure_shape(frames, window["frames"].shape)
-    return {**window, "frames": frames, **_boxes_in(window, offset, size, size)}
-
-
-def _boxes_in(window, corner, kept, size):
-    """Objects in the view that starts at `corner` and is `kept` pixels large, clipped to it.
-
-    An object whose centre has left the view is dropped.
-    """
-    corner, kept, size = (tf.tile(tf.cast(v, tf.float32), [2]) for v in (corner, kept, size))
-    boxes = (window["boxes"] * size - corner) / kept
-    centre = (boxes[..., :2] + boxes[..., 2:]) / 2
-    inside = tf.reduce_all((centre >= 0) & (centre <= 1), axis=-1) & (window["classes"] > 0)
-    return {
-        "boxes": tf.where(inside[..., None], tf.clip_by_value(boxes, 0., 1.), 0.),
-        "classes": tf.where(inside, window["classes"], 0),
-        "tracks": tf.where(inside, window["tracks"], PADDING_TRACK),
-    }
-
-
-def recolored(frames: tf.Tensor, draws: tf.Tensor) -> tf.Tensor:
-    """One change of saturation, contrast and brightness for all frames of a window.
-
-    Args:
-      frames: [T, H, W, 3] uint8.
-      draws: [3] float in [0, 1): positions in the ranges of saturation, contrast, brightness.
-
-    Returns:
-      [T, H, W, 3] uint8.
-    """
-    low = tf.constant([SATURATION_RANGE[0], CONTRAST_RANGE[0], -BRIGHTNESS_DELTA])
-    high = tf.constant([SATURATION_RANGE[1], CONTRAST_RANGE[1], BRIGHTNESS_DELTA])
-    saturation, contrast, brightness = tf.unstack(low + (high - low) * draws)
-    # All three are linear in the colours, so one 3x3 matrix and an offset do it in a pass.
-    weights = tf.constant([.299, .587, .114])
-    grey = tf.ones([3, 1]) * weights
-    matrix = contrast * (saturation * tf.eye(3) + (1 - saturation) * grey)
-    values = tf.cast(frames, tf.float32)
-    mean = tf.reduce_mean(values, axis=(0, 1, 2))
-    level = (1 - contrast) * tf.reduce_sum(mean * weights) + brightness
-    changed = tf.linalg.matmul(values, matrix, transpose_b=True) + level
-    return tf.cast(tf.clip_by_value(tf.round(changed), 0., 255.), tf.uint8)
+def _viewed(config, clip, used, frames, size, seed):
+    """A window seen through SSD's patch, and a moving view where the clip is a still image."""
+    seeds = tf.unstack(tf.random.split(seed, 2, alg="philox"))
+    still = tf.equal(tf.shape(clip["images"])[0], 1)
+    first = tf.gather(clip["images"], tf.cond(still, lambda: used[:1], lambda: used))
+    pictures, readable = reading.decode_if_possible(first, lambda files: tf.map_fn(
+        _decode_stored, files, fn_output_signature=tf.TensorSpec((None, None, 3), tf.uint8)))
+    whole = tf.cast(tf.shape(pictures)[1:3], tf.float32)
+    window = {"frames": pictures, **_truth(config, clip, used, frames)}
+    corner, extent = tf.zeros([2]), whole
+    if config.ssd_crop:
+        middle = frames // 2
+        boxes = tf.boolean_mask(window["boxes"][middle], window["classes"][middle] > 0)
+        corner, extent = augmentation.random_patch(whole, boxes, config.max_expand, seeds[0])
+    start, part = augmentation.still_motion(frames, config.still_min_scale, seeds[1])
+    start = tf.where(still, start, 0.)
+    part = tf.where(still, part, 1.)
+    return readable, augmentation.viewed(window, corner + start * extent, part * extent, size)

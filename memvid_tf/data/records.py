@@ -2,8 +2,10 @@
 
 A data set is a folder with `<split>-00000-of-00015.tfrecord`, ... and `dataset.json`, which names
 the labels, the frame size, the configuration it was made with, and every shard with its number of
-clips, size and sha256. A record holds, in its context, `clip/id`, `clip/height`, `clip/width` and
-`clip/num_frames`, and one feature a frame in each of these lists:
+clips, size and sha256; `SHA256SUMS` says the same to `sha256sum -c`. A record holds, in its
+context, `clip/id`, `clip/height`, `clip/width` and `clip/num_frames`, `clip/source_height` and
+`clip/source_width` where the frames were resized for storage, and one feature a frame in each of
+these lists:
 
     image/encoded   JPEG or PNG
     object/bbox     4 n floats, `[ymin, xmin, ymax, xmax]` in [0, 1] of n objects
@@ -28,6 +30,7 @@ from memvid_tf.evaluation import vid_map
 
 SCHEMA_VERSION = 1
 INFO_FILE = "dataset.json"
+CHECKSUMS_FILE = "SHA256SUMS"
 MAKE_COMMAND = "python -m memvid_tf.data synthetic --output={folder}"
 
 
@@ -40,23 +43,29 @@ class ClipRecord:
     """One clip with encoded frames; every list has one entry a frame.
 
     Attributes:
-      clip_id: unique in the data set.
+      clip_id: unique in the data set; `video:first frame` where it is a part of a video.
       height, width: of the frames, pixels.
+      source_height, source_width: of the frames before they were resized for storage, on which
+        metrics in pixels are defined; 0 where they were not.
       images: JPEG or PNG files.
       boxes: [n, 4] float32 in [0, 1].
       classes: [n] int64, 1..C.
       tracks: [n] int64.
       masks: PNG files or b"".
+      left_out: objects that a conversion could not use; counted, not stored.
     """
 
     clip_id: str
     height: int
     width: int
+    source_height: int = 0
+    source_width: int = 0
     images: list[bytes] = dataclasses.field(default_factory=list)
     boxes: list[np.ndarray] = dataclasses.field(default_factory=list)
     classes: list[np.ndarray] = dataclasses.field(default_factory=list)
     tracks: list[np.ndarray] = dataclasses.field(default_factory=list)
     masks: list[bytes] = dataclasses.field(default_factory=list)
+    left_out: int = 0
 
     def add_frame(
         self,
@@ -116,6 +125,9 @@ def serialize(clip: ClipRecord) -> bytes:
         "clip/width": integers([clip.width]),
         "clip/num_frames": integers([len(clip.images)]),
     }
+    if clip.source_height:
+        context["clip/source_height"] = integers([clip.source_height])
+        context["clip/source_width"] = integers([clip.source_width])
     example = tf.train.SequenceExample(
         context=tf.train.Features(feature=context),
         feature_lists=tf.train.FeatureLists(
@@ -148,8 +160,9 @@ def deserialize(serialized: bytes) -> ClipRecord:
         raise DatasetError(f"a record is no clip: it lacks {', '.join(missing)}")
     clip = ClipRecord(
         clip_id=context["clip/id"].bytes_list.value[0].decode(),
-        height=context["clip/height"].int64_list.value[0],
-        width=context["clip/width"].int64_list.value[0],
+        **{size: context[f"clip/{size}"].int64_list.value[0]
+           for size in ("height", "width", "source_height", "source_width")
+           if f"clip/{size}" in context},
     )
     for image, boxes, classes, tracks, mask in zip(
             *(lists[name].feature for name in wanted), strict=True):
@@ -205,6 +218,7 @@ def count_clip(clip: ClipRecord, num_classes: int) -> dict:
         "frames": len(clip.images),
         "min_clip_frames": len(clip.images),
         "tracks": len(np.unique(np.concatenate(clip.tracks))),
+        "left_out": clip.left_out,
         "max_objects": max(per_frame),
         "frames_with_objects": np.bincount(per_frame).tolist(),
         "class_objects": np.bincount(
@@ -224,6 +238,7 @@ def merge_counts(counts: list[dict]) -> dict:
         "frames": sum(c["frames"] for c in counts),
         "min_clip_frames": min(c["min_clip_frames"] for c in counts),
         "tracks": sum(c["tracks"] for c in counts),
+        "left_out": sum(c["left_out"] for c in counts),
         "max_objects": max(c["max_objects"] for c in counts),
         "frames_with_objects": total("frames_with_objects"),
         "class_objects": total("class_objects"),
@@ -245,6 +260,7 @@ def statistics(counts: dict, labels: list[str]) -> dict:
         "max_objects": counts["max_objects"],
         "min_clip_frames": counts["min_clip_frames"],
         "tracks": counts["tracks"],
+        "left_out": counts["left_out"],
         "objects_by_class": dict(zip(labels, counts["class_objects"])),
         "motion_split": {speed: round(number / known, 4) for speed, number
                          in zip(vid_map.SPEEDS, counts["speed_objects"])},

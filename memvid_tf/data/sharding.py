@@ -55,6 +55,7 @@ class DatasetPlan:
       seed: of the set, 0 where nothing is random.
       splits: by name.
       make_clip: `(split, index) -> ClipRecord`; a picklable pure function, because workers call it.
+      shard_clips: clips of a shard, at most.
     """
 
     name: str
@@ -64,6 +65,7 @@ class DatasetPlan:
     seed: int
     splits: dict[str, SplitPlan]
     make_clip: Callable[[str, int], records.ClipRecord]
+    shard_clips: int = SHARD_CLIPS
 
     def description(self) -> dict:
         """What decides the contents, as JSON values."""
@@ -117,6 +119,7 @@ def write_dataset(
         for path in sorted(partial.glob("*.tfrecord.json")):
             path.unlink()
         files.write_json(partial / records.INFO_FILE, {**plan.description(), "splits": splits})
+        _write_checksums(partial, splits)
         (partial / _PLAN_FILE).unlink()
         (partial / _LOCK_FILE).unlink()
         os.rename(partial, folder)
@@ -199,14 +202,16 @@ def _maker(make_clip, workers):
         return
     # Spawned, not forked: the parent may hold TensorFlow's threads.
     context = multiprocessing.get_context("spawn")
-    with futures.ProcessPoolExecutor(
-            workers, mp_context=context, initializer=_start_worker) as pool:
+    with futures.ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker,
+                                     initargs=(make_clip,)) as pool:
         yield lambda split, indices: pool.map(
-            make_clip, [split] * len(indices), indices, chunksize=CHUNK_CLIPS)
+            _make_in_worker, [split] * len(indices), indices, chunksize=CHUNK_CLIPS)
 
 
-def _start_worker():
+def _start_worker(make_clip):
     """Makes a worker use one core, leave Ctrl-C to the parent, and never outlive it."""
+    # Handed over once: it may hold the annotations of a whole data set.
+    _make_in_worker.make_clip = make_clip
     cv2.setNumThreads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
@@ -218,9 +223,13 @@ def _start_worker():
     threading.Thread(target=follow_parent, daemon=True).start()
 
 
+def _make_in_worker(split, index):
+    return _make_in_worker.make_clip(split, index)
+
+
 def _write_split(partial, plan, split, split_plan, make_clips, advance):
     """Writes the shards of a split that are not there yet; returns its part of dataset.json."""
-    total = max(1, math.ceil(split_plan.clips / SHARD_CLIPS))
+    total = max(1, math.ceil(split_plan.clips / plan.shard_clips))
     bounds = [split_plan.clips * i // total for i in range(total + 1)]
     shards, counts = [], []
     for number, (first, last) in enumerate(zip(bounds, bounds[1:])):
@@ -256,6 +265,13 @@ def _write_shard(path, clips, num_classes, advance):
             counts.append(records.count_clip(clip, num_classes))
             advance(1)
     return records.merge_counts(counts)
+
+
+def _write_checksums(folder, splits):
+    sums = {shard["file"]: shard["sha256"] for of in splits.values() for shard in of["shards"]}
+    sums[records.INFO_FILE] = _sha256(folder / records.INFO_FILE)
+    files.write_text(folder / records.CHECKSUMS_FILE,
+                     "".join(f"{sha256}  {name}\n" for name, sha256 in sums.items()))
 
 
 def _sha256(path):

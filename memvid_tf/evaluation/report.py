@@ -2,14 +2,35 @@
 
 from tabulate import tabulate
 
+from memvid_tf.evaluation.vid_map import VidMapResult
+
 
 def number(value: float | None, digits: int = 3) -> str:
     """A number, or nothing where there is none."""
     return "" if value is None or value != value else f"{value:.{digits}f}"
 
 
+def class_rows(results: dict[str, VidMapResult]) -> list[list]:
+    """A table of the classes, header first: mode, class, AP."""
+    return [["mode", "class", "ap"]] + [
+        [mode, label, number(ap, 6)]
+        for mode, result in results.items()
+        for label, ap in result.per_class_ap.items()
+    ]
+
+
+def video_rows(results: dict[str, VidMapResult]) -> list[list]:
+    """A table of the videos, header first: mode, video, frames, objects, detections, mean AP."""
+    return [["mode", "video", "frames", "objects", "detections", "mean_ap"]] + [
+        [mode, v.video, v.frames, v.objects, v.detections, number(v.mean_ap, 6)]
+        for mode, result in results.items()
+        for v in result.videos
+    ]
+
+
 def mode_table(modes: dict[str, dict], fmt: str = "github") -> str:
-    """A row a mode: share of the frames on which f0 ran, mAP and its motion split.
+    """A row a mode: share of the frames on which f0 ran, mAP and its motion split, and COCO's AP
+    where it was computed.
 
     Args:
       modes: by the mode's name, `scoring.ModeResult.to_json()`.
@@ -20,7 +41,14 @@ def mode_table(modes: dict[str, dict], fmt: str = "github") -> str:
         + [number(result["motion"].get(motion)) for motion in ("slow", "medium", "fast")]
         for name, result in modes.items()
     ]
-    return tabulate(rows, ["mode", "share of f0", "mAP@.5", "slow", "medium", "fast"], tablefmt=fmt)
+    header = ["mode", "share of f0", "mAP@.5", "slow", "medium", "fast"]
+    if any("coco" in result for result in modes.values()):
+        header.append("COCO AP")
+        rows = [
+            row + [number(result["coco"]["numbers"]["AP"])]
+            for row, result in zip(rows, modes.values())
+        ]
+    return tabulate(rows, header, tablefmt=fmt)
 
 
 def streaming_table(modes: dict[str, dict], fmt: str = "github") -> str:

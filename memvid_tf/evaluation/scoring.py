@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 import numpy as np
 
 from memvid_tf.evaluation import rollout
+from memvid_tf.evaluation.coco import CocoAp, CocoResult
 from memvid_tf.evaluation.vid_map import VidMap, VidMapResult
 from memvid_tf.runtime import postprocess
 from memvid_tf.runtime.manifest import BoxCoder, PostSpec
@@ -22,17 +23,46 @@ class ModeResult(VidMapResult):
       f0_share: part of the frames on which f0 ran, in [0, 1].
       f0_frames: those frames of every clip, in the order of the data; None where the schedule is
         the same for all clips.
+      coco: COCO's numbers, where they were asked for.
     """
 
     f0_share: float
     f0_frames: tuple[tuple[int, ...], ...] | None = None
+    coco: CocoResult | None = None
 
     def to_json(self) -> dict:
         """See `VidMapResult.to_json`."""
         own = {"f0_share": self.f0_share}
         if self.f0_frames is not None:
             own["f0_frames"] = [" ".join(map(str, frames)) for frames in self.f0_frames]
+        if self.coco is not None:
+            own["coco"] = self.coco.to_json()
         return {**super().to_json(), **own}
+
+
+class Scores:
+    """What clips are added to: VID's metric and, if wanted, COCO's.
+
+    Args:
+      labels: class names.
+      matching: of `VidMap`.
+      coco: whether COCO's numbers are wanted.
+    """
+
+    def __init__(self, labels: Sequence[str], matching: str = "plain", coco: bool = False):
+        self.vid_map = VidMap(len(labels), labels, matching)
+        self.coco = CocoAp(labels) if coco else None
+
+    def add_clip(self, *arguments, **more) -> None:
+        """See `VidMap.add_clip`."""
+        self.vid_map.add_clip(*arguments, **more)
+        if self.coco:
+            self.coco.add_clip(*arguments, **more)
+
+
+def video_of(clip: dict[str, np.ndarray]) -> str:
+    """The video of a clip: what its id says before the first frame; '' where ids are not read."""
+    return clip["clip_id"].decode().partition(":")[0] if "clip_id" in clip else ""
 
 
 def frame_truth(clip: dict[str, np.ndarray], t: int):
@@ -57,7 +87,7 @@ def detect(
 
 
 def score_clip(
-    scores: VidMap,
+    scores: VidMap | Scores,
     clip: dict[str, np.ndarray],
     box_encodings: np.ndarray,
     class_logits: np.ndarray,
@@ -82,7 +112,8 @@ def score_clip(
     scores.add_clip(
         [(d.boxes, d.scores, d.classes + 1) for d in found],
         [frame_truth(clip, t) for t in frames],
-        image_size=clip["frames"].shape[1:3],
+        image_size=tuple(clip["source_size"].tolist()),
+        video=video_of(clip),
     )
     return found
 
@@ -95,6 +126,7 @@ def evaluate(
     coder: BoxCoder,
     *,
     matching: str = "plain",
+    coco: bool = False,
     advance: Callable[[int], None] = lambda clips: None,
 ) -> dict[str, ModeResult]:
     """Scores a detector.
@@ -106,12 +138,13 @@ def evaluate(
       labels: class names.
       coder: scales of the box code.
       matching: of `VidMap`.
+      coco: whether COCO's numbers are wanted too.
       advance: called with the number of clips done since the last call.
 
     Returns:
       The result by the name of the mode.
     """
-    scores = {mode.name: VidMap(len(labels), labels, matching) for mode in modes}
+    scores = {mode.name: Scores(labels, matching, coco) for mode in modes}
     picked = {mode.name: [] for mode in modes}
     for batch in batches:
         features = rollout.extract_all(network, batch["frames"])
@@ -124,13 +157,18 @@ def evaluate(
                 picked[mode.name].append(f0[i, : clip["num_frames"]])
         advance(clips)
     return {
-        mode.name: _with_picks(scores[mode.name].result(), picked[mode.name], mode.is_fixed)
+        mode.name: _result(scores[mode.name], picked[mode.name], mode.is_fixed)
         for mode in modes
     }
 
 
-def _with_picks(score: VidMapResult, picked: list[np.ndarray], is_fixed: bool) -> ModeResult:
+def _result(scores: Scores, picked: list[np.ndarray], is_fixed: bool) -> ModeResult:
     """The result, with where f0 ran: [frames] bool of every clip."""
     share = float(np.concatenate(picked).mean())
     frames = tuple(tuple(np.flatnonzero(f0).tolist()) for f0 in picked)
-    return ModeResult(**vars(score), f0_share=share, f0_frames=None if is_fixed else frames)
+    return ModeResult(
+        **vars(scores.vid_map.result()),
+        f0_share=share,
+        f0_frames=None if is_fixed else frames,
+        coco=scores.coco.result() if scores.coco else None,
+    )

@@ -336,7 +336,8 @@ def _stream_clip(score, network, features, clip, mode, coder, fps, deadline_ms):
             for d in (found[place] if place >= 0 else NOTHING for place in shown)
         ],
         [scoring.frame_truth(clip, t) for t in range(count)],
-        image_size=clip["frames"].shape[1:3],
+        image_size=tuple(clip["source_size"].tolist()),
+        video=scoring.video_of(clip),
     )
     score.f0_frames.append(f0_frames)
     score.frames += count

@@ -36,6 +36,17 @@ FrameTruth = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True)
+class VideoResult:
+    """One video alone: its frames, objects and detections, and its mean AP, by its own objects."""
+
+    video: str
+    frames: int
+    objects: int
+    detections: int
+    mean_ap: float
+
+
+@dataclasses.dataclass(frozen=True)
 class VidMapResult:
     """What `VidMap.result` returns; an accuracy is nan where there is no ground truth for it.
 
@@ -46,6 +57,7 @@ class VidMapResult:
       motion: 'slow', 'medium', 'fast' -> mean average precision on the objects of that speed.
       counts: numbers of clips, frames, detections, objects, and objects of each speed
         ('unknown_speed' for an object seen in no other frame within the window).
+      videos: every video alone, in the order of its first clip; not part of the JSON.
     """
 
     matching: str
@@ -53,6 +65,7 @@ class VidMapResult:
     per_class_ap: dict[str, float]
     motion: dict[str, float]
     counts: dict[str, int]
+    videos: tuple[VideoResult, ...]
 
     def to_json(self) -> dict:
         """Returns plain values for `json.dump`; nan becomes None, which JSON can hold."""
@@ -201,6 +214,8 @@ class VidMap:
         self._right = [np.zeros((4, 0), bool)]
         self._ignored = [np.zeros((4, 0), bool)]
         self._positives = np.zeros((4, num_classes + 1), np.int64)
+        # Of every clip: video, frames, objects of each class, and its part of the lists above.
+        self._videos = []
         self._unknown_speed = 0
 
     def add_clip(
@@ -208,6 +223,7 @@ class VidMap:
         detections: Sequence[FrameDetections],
         truth: Sequence[FrameTruth],
         image_size: tuple[int, int] | None = None,
+        video: str = "",
     ) -> None:
         """Adds one clip.
 
@@ -215,7 +231,9 @@ class VidMap:
           detections: for every frame `(boxes [n, 4], scores [n], classes [n])`.
           truth: for every frame `(boxes [m, 4], classes [m], tracks [m])`.
             Boxes are `[ymin, xmin, ymax, xmax]` in [0, 1], classes 1..C; a negative track is none.
-          image_size: (height, width) in pixels; only the size-dependent rule needs it.
+          image_size: (height, width) in pixels of the original frames; only the size-dependent
+            rule needs it.
+          video: that the clip is a part of; each clip is its own without.
 
         Raises:
           ValueError: on different numbers of frames, mismatched lengths, classes outside 1..C,
@@ -234,6 +252,10 @@ class VidMap:
         found = [tuple(array[np.argsort(-arrays[2], kind="stable")] for array in arrays)
                  for arrays in found]
         self._clips += 1
+        objects = np.bincount(np.concatenate([np.zeros(0, np.int64), *(c for _, c, _ in real)]),
+                              minlength=self.num_classes + 1)
+        self._videos.append((video or f"clip {self._clips - 1}", len(truth), objects,
+                             len(self._scores)))
         self._frames += len(truth)
         if not truth:
             return
@@ -297,7 +319,28 @@ class VidMap:
             per_class_ap={label: float(ap) for label, ap in zip(self.labels, precision[0])},
             motion=dict(zip(SPEEDS, means[1:])),
             counts=counts,
+            videos=tuple(self._video_results()),
         )
+
+    def _video_results(self):
+        parts = {}
+        for video, frames, objects, place in self._videos:
+            parts.setdefault(video, []).append((frames, objects, place))
+        for video, clips in parts.items():
+            # A clip without frames added nothing to the lists.
+            places = [place for frames, _, place in clips if frames]
+            scores, classes, right = (
+                np.concatenate([empty, *(column[place] for place in places)], axis=-1)
+                for column, empty in ((self._scores, np.zeros(0)),
+                                      (self._classes, np.zeros(0, np.int64)),
+                                      (self._right, np.zeros((4, 0), bool))))
+            objects = sum(of_clip for _, of_clip, _ in clips)
+            precision = [
+                average_precision(scores[classes == c], right[0, classes == c], int(objects[c]))
+                for c in np.flatnonzero(objects)]
+            yield VideoResult(
+                video, sum(frames for frames, *_ in clips), int(objects.sum()), len(scores),
+                float(np.mean(precision)) if precision else math.nan)
 
 
 def _checked_frame(what, frame, num_classes, arrays):

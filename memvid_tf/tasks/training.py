@@ -16,6 +16,7 @@ from official.core import (
 )
 from tqdm import tqdm
 
+from memvid_tf.data import reading
 from memvid_tf.errors import UserError
 from memvid_tf.tasks import checkpoints, configuration
 from memvid_tf.tasks import detection as _registers_interleaved  # noqa: F401
@@ -150,9 +151,10 @@ def run(
         )
         progress.global_step = trainer.global_step
         try:
-            if "eval" in mode:
-                _catch_up(runner, start)
-            runner.run()
+            with reading.dataset_errors():
+                if "eval" in mode:
+                    _catch_up(runner, start)
+                runner.run()
         except tf.errors.OpError as error:
             not_finite = re.search(r"FloatingPointError: (.*)", str(error))
             if not_finite:

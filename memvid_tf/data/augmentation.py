@@ -1,0 +1,219 @@
+"""Augmentation of training windows: one change for all frames of a window.
+
+A window is a dict of frames [T, H, W, 3] uint8, boxes [T, N, 4] `[ymin, xmin, ymax, xmax]` in
+[0, 1], classes [T, N] int32, 0 where padded, tracks [T, N] int32, -1 where padded, and more. An
+object whose centre leaves the frame is dropped.
+
+`viewed` makes every frame of a rectangle of the stored picture, in one resampling: SSD's patches
+and zoom out (Liu et al., 2016, section 2.2), the same for all frames of a window, and rectangles
+that move and grow, which make a video of a still image (LFS section 4.1 trains on both).
+
+Differs from SSD: a patch has to cover part of an object, as TensorFlow's samplers have it, instead
+of a minimum IoU; saturation, contrast and brightness change, hue and the order of channels do not.
+"""
+
+import tensorflow as tf
+
+PADDING_TRACK = -1
+# What a view shows where it leaves the picture: mid-grey, the model's zero.
+PADDING_GREY = 128
+# Bounds of the photometric change, one draw a window: SSD's brightness and saturation, with a
+# narrower contrast because textures are contrast.
+BRIGHTNESS_DELTA = 32.
+CONTRAST_RANGE = (.8, 1.2)
+SATURATION_RANGE = (.5, 1.5)
+# SSD's patches: one of these parts of an object has to be covered, or any; or there is no patch.
+PATCH_COVERS = (0., .1, .3, .5, .7, .9)
+PATCH_ASPECTS = (.5, 2.)
+PATCH_AREAS = (.1, 1.)
+# How far a still's view moves over a window, and how much it grows: parts of its side. An object as
+# large as the view then moves as fast as the medium third of VID's (derived in shared design).
+STILL_DRIFT = .15
+STILL_ZOOM = .15
+
+
+def resized(images: tf.Tensor, size) -> tf.Tensor:
+    """[..., H, W, 3] uint8 to another (height, width), antialiased, rounded to nearest."""
+    scaled = tf.image.resize(images, size, antialias=True)
+    return tf.cast(tf.clip_by_value(tf.round(scaled), 0., 255.), tf.uint8)
+
+
+def flipped(window: dict) -> dict:
+    """Mirrors a window left to right.
+
+    Args:
+      window: frames [T, H, W, 3], boxes [T, N, 4], classes [T, N] and more.
+    """
+    top, left, bottom, right = tf.unstack(window["boxes"], axis=-1)
+    boxes = tf.stack([top, 1 - right, bottom, 1 - left], axis=-1)
+    there = window["classes"][..., None] > 0
+    frames = window["frames"]
+    # Rows of pixels are the form in which TensorFlow reverses fast, ten times as a strided slice.
+    rows = tf.reverse(tf.reshape(frames, [-1, tf.shape(frames)[2], 3]), [1])
+    return {**window, "frames": tf.ensure_shape(tf.reshape(rows, tf.shape(frames)), frames.shape),
+            "boxes": tf.where(there, boxes, 0.)}
+
+
+def cropped(window: dict, scale: tf.Tensor, place: tf.Tensor) -> dict:
+    """Cuts one rectangle out of every frame and resizes it to the frame's size.
+
+    Args:
+      window: frames [T, H, W, 3], boxes [T, N, 4], classes and tracks [T, N] and more.
+      scale: [] float, in (0, 1]: part of each side that is kept, rounded to even pixels.
+      place: [2] float in [0, 1): where, between topmost and leftmost and the other ends.
+    """
+    size = tf.shape(window["frames"])[1:3]
+    kept = tf.maximum(2 * tf.cast(tf.round(scale * tf.cast(size, tf.float32) / 2), tf.int32), 2)
+    kept = tf.minimum(kept, size)
+    corner = 2 * tf.cast(place * tf.cast((size - kept) // 2 + 1, tf.float32), tf.int32)
+    corner = tf.minimum(corner, size - kept)
+    frames = tf.slice(window["frames"], [0, *tf.unstack(corner), 0], [-1, *tf.unstack(kept), -1])
+    frames = tf.ensure_shape(resized(frames, size), window["frames"].shape)
+    return {**window, "frames": frames, **_boxes_in(window, corner, kept, size)}
+
+
+def shifted(window: dict, offset: tf.Tensor) -> dict:
+    """Moves the view of every frame by whole pixels; what enters is grey.
+
+    Args:
+      window: frames [T, H, W, 3], boxes [T, N, 4], classes and tracks [T, N] and more.
+      offset: [2] int32, pixels down and right; may be negative.
+    """
+    size = tf.shape(window["frames"])[1:3]
+    before, after = tf.maximum(-offset, 0), tf.maximum(offset, 0)
+    frames = tf.pad(
+        window["frames"],
+        [[0, 0], [before[0], after[0]], [before[1], after[1]], [0, 0]],
+        constant_values=tf.constant(PADDING_GREY, tf.uint8))
+    frames = tf.slice(frames, [0, *tf.unstack(after), 0], [-1, *tf.unstack(size), -1])
+    frames = tf.ensure_shape(frames, window["frames"].shape)
+    return {**window, "frames": frames, **_boxes_in(window, offset, size, size)}
+
+
+def random_patch(
+    size: tf.Tensor, boxes: tf.Tensor, max_expand: float, seed: tf.Tensor
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Draws SSD's zoom out and patch.
+
+    Args:
+      size: [2] float, (height, width) of the picture.
+      boxes: [n, 4] of the objects, in [0, 1].
+      max_expand: every second time the picture is put at random on a canvas of up to so many times
+        its sides; 1 never.
+      seed: [2] integers.
+
+    Returns:
+      Corner and extent of the patch, [2] float pixels of the picture each; it may reach beyond it.
+    """
+    seeds = tf.unstack(tf.random.split(seed, 3, alg="philox"))
+    draws = tf.random.stateless_uniform([4], seeds[0], alg="philox")
+    expand = tf.where(draws[0] < .5, 1 + (max_expand - 1) * draws[1], 1.)
+    canvas = size * expand
+    corner = -draws[2:] * (canvas - size)
+    two = tf.concat([size, size], 0)
+    on_canvas = (boxes * two - tf.concat([corner, corner], 0)) / tf.concat([canvas, canvas], 0)
+    which = tf.random.stateless_uniform(
+        [], seeds[1], 0, len(PATCH_COVERS) + 1, tf.int32, alg="philox")
+
+    def patch():
+        whole = tf.cast(tf.round(canvas), tf.int32)
+        begin, extent, _ = tf.image.stateless_sample_distorted_bounding_box(
+            tf.concat([whole, [3]], 0), tf.clip_by_value(on_canvas, 0., 1.)[None], seeds[2],
+            min_object_covered=tf.gather(PATCH_COVERS, which - 1),
+            aspect_ratio_range=PATCH_ASPECTS, area_range=PATCH_AREAS, max_attempts=50,
+            use_image_if_no_bounding_boxes=True)
+        return corner + tf.cast(begin[:2], tf.float32), tf.cast(extent[:2], tf.float32)
+
+    return tf.cond(which > 0, patch, lambda: (corner, canvas))
+
+
+def still_motion(frames: int, min_scale: float, seed: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """Draws a view that moves and grows evenly over a picture.
+
+    Args:
+      frames: T.
+      min_scale: the smallest side of the view, part of the picture's.
+      seed: [2] integers.
+
+    Returns:
+      Corner and extent, [T, 2] float, parts of the picture's sides, always inside.
+    """
+    draws = tf.random.stateless_uniform([6], seed, alg="philox")
+    scale = min_scale + (1 - min_scale) * draws[0]
+    other = tf.clip_by_value(scale * (1 + STILL_ZOOM * (2 * draws[1] - 1)), min_scale, 1.)
+    corner = draws[2:4] * (1 - scale)
+    drift = STILL_DRIFT * scale * (2 * draws[4:] - 1)
+    target = tf.clip_by_value(corner + (scale - other) / 2 + drift, 0., 1 - other)
+    part = tf.linspace(0., 1., frames)[:, None]
+    scales = scale + (other - scale) * part
+    return corner + (target - corner) * part, tf.concat([scales, scales], 1)
+
+
+def viewed(window: dict, corner: tf.Tensor, extent: tf.Tensor, size: tuple[int, int]) -> dict:
+    """Makes every frame of a rectangle of its picture.
+
+    Args:
+      window: see the module; frames may be [1, H, W, 3] where all are the same picture.
+      corner: [T, 2] float, top and left in pixels of the picture; may lie outside.
+      extent: [T, 2] float, height and width in pixels of the picture.
+      size: (height, width) of the frames that are made.
+    """
+    pictures = window["frames"]
+    count, last = corner.shape[0], tf.shape(pictures)[0] - 1
+
+    def frame(t):
+        # The kernel leaves 0 where there is no picture, so 0 has to be grey.
+        picture = tf.cast(pictures[tf.minimum(t, last)][None], tf.float32) - PADDING_GREY
+        scale = tf.cast(size, tf.float32) / extent[t]
+        made = tf.raw_ops.ScaleAndTranslate(
+            images=picture, size=size, scale=scale, translation=-corner[t] * scale,
+            kernel_type="triangle", antialias=True)[0]
+        return tf.cast(tf.clip_by_value(tf.round(made + PADDING_GREY), 0., 255.), tf.uint8)
+
+    made = tf.map_fn(frame, tf.range(count),
+                     fn_output_signature=tf.TensorSpec((*size, 3), tf.uint8))
+    whole = tf.shape(pictures)[1:3]
+    return {**window, "frames": tf.ensure_shape(made, (count, *size, 3)),
+            **_boxes_in(window, corner[:, None], extent[:, None], whole)}
+
+
+def _boxes_in(window, corner, kept, size):
+    """Objects in the view that starts at `corner` and is `kept` pixels large, clipped to it.
+
+    Views are [2], or [T, 1, 2] where every frame has its own. An object whose centre has left the
+    view is dropped.
+    """
+    corner, kept, size = (
+        tf.concat([v, v], -1) for v in (tf.cast(v, tf.float32) for v in (corner, kept, size)))
+    boxes = (window["boxes"] * size - corner) / kept
+    centre = (boxes[..., :2] + boxes[..., 2:]) / 2
+    inside = tf.reduce_all((centre >= 0) & (centre <= 1), axis=-1) & (window["classes"] > 0)
+    return {
+        "boxes": tf.where(inside[..., None], tf.clip_by_value(boxes, 0., 1.), 0.),
+        "classes": tf.where(inside, window["classes"], 0),
+        "tracks": tf.where(inside, window["tracks"], PADDING_TRACK),
+    }
+
+
+def recolored(frames: tf.Tensor, draws: tf.Tensor) -> tf.Tensor:
+    """One change of saturation, contrast and brightness for all frames of a window.
+
+    Args:
+      frames: [T, H, W, 3] uint8.
+      draws: [3] float in [0, 1): positions in the ranges of saturation, contrast, brightness.
+
+    Returns:
+      [T, H, W, 3] uint8.
+    """
+    low = tf.constant([SATURATION_RANGE[0], CONTRAST_RANGE[0], -BRIGHTNESS_DELTA])
+    high = tf.constant([SATURATION_RANGE[1], CONTRAST_RANGE[1], BRIGHTNESS_DELTA])
+    saturation, contrast, brightness = tf.unstack(low + (high - low) * draws)
+    # All three are linear in the colours, so one 3x3 matrix and an offset do it in a pass.
+    weights = tf.constant([.299, .587, .114])
+    grey = tf.ones([3, 1]) * weights
+    matrix = contrast * (saturation * tf.eye(3) + (1 - saturation) * grey)
+    values = tf.cast(frames, tf.float32)
+    mean = tf.reduce_mean(values, axis=(0, 1, 2))
+    level = (1 - contrast) * tf.reduce_sum(mean * weights) + brightness
+    changed = tf.linalg.matmul(values, matrix, transpose_b=True) + level
+    return tf.cast(tf.clip_by_value(tf.round(changed), 0., 255.), tf.uint8)

@@ -1,0 +1,167 @@
+"""Random access to clip records, and what becomes of a record that cannot be decoded.
+
+A record is read by its byte offset, which a chain of record headers gives. In training a clip whose
+frames cannot be decoded may be skipped; the next one takes its place. Every such clip is counted;
+beyond the configured share reading stops with the list of them. A resumed training repeats as many
+examples as were skipped before.
+"""
+
+import contextlib
+import os
+import re
+import struct
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import tensorflow as tf
+
+from memvid_tf.data import records
+
+# TFRecord framing: uint64 length, uint32 crc, data, uint32 crc.
+_HEADER_BYTES = 12
+_FOOTER_BYTES = 4
+
+
+class RecordTable(NamedTuple):
+    """Where every record is.
+
+    Attributes:
+      paths: [S] of the shards.
+      sizes: [S] int64 bytes of the shards.
+      shard, offset, length: [C] int64 of the records' data.
+    """
+
+    paths: list[str]
+    sizes: np.ndarray
+    shard: np.ndarray
+    offset: np.ndarray
+    length: np.ndarray
+
+    def place(self, clip: int) -> str:
+        """Shard and number in it, for people."""
+        shard = self.shard[clip]
+        return f"record {clip - int(np.searchsorted(self.shard, shard))} of {self.paths[shard]}"
+
+
+def record_table(sources: Sequence[tuple[records.DatasetInfo, str]]) -> RecordTable:
+    """The records of some data sets' splits, one after another.
+
+    Follows the chain of record headers, so a shard that was damaged in length or count is found.
+
+    Raises:
+      DatasetError: naming a shard that is missing, truncated or damaged.
+    """
+    paths, sizes, shard, offset, length = [], [], [], [], []
+    for info, split in sources:
+        for path, expected in zip(info.shard_paths(split), info.split(split).shards):
+            position, found = 0, 0
+            with open(path, "rb") as file:
+                while header := file.read(_HEADER_BYTES):
+                    whole = len(header) == _HEADER_BYTES
+                    size = struct.unpack("<Q", header[:8])[0] if whole else 0
+                    start = position + _HEADER_BYTES
+                    position = start + size + _FOOTER_BYTES
+                    if size == 0 or position > expected.bytes:
+                        raise records.DatasetError(
+                            f"{path} is damaged at record {found}; make the data set again")
+                    shard.append(len(paths))
+                    offset.append(start)
+                    length.append(size)
+                    found += 1
+                    file.seek(position, os.SEEK_SET)
+            if found != expected.clips:
+                raise records.DatasetError(f"{path} holds {found} clips, {records.INFO_FILE} says "
+                                           f"{expected.clips}; make the data set again")
+            paths.append(str(path))
+            sizes.append(expected.bytes)
+    return RecordTable(paths, *(np.array(column, np.int64)
+                                for column in (sizes, shard, offset, length)))
+
+
+def read_record(table: RecordTable, clip: tf.Tensor) -> tf.data.Dataset:
+    """A data set of one serialized record."""
+    paths, sizes, shard, offset, length = (tf.constant(column) for column in table)
+    of = tf.gather(shard, clip)
+    start, count = tf.gather(offset, clip), tf.gather(length, clip)
+    # A "file of fixed-length records" that is one record long, between header and footer.
+    return tf.data.FixedLengthRecordDataset(
+        tf.gather(paths, of), record_bytes=count, header_bytes=start,
+        footer_bytes=tf.gather(sizes, of) - start - count)
+
+
+@contextlib.contextmanager
+def dataset_errors() -> Iterator[None]:
+    """Turns what `Skipped` says inside a graph back into a DatasetError."""
+    try:
+        yield
+    except tf.errors.InvalidArgumentError as error:
+        said = re.search(r"DatasetError: (.*)", str(error))
+        if said:
+            raise records.DatasetError(said.group(1)) from error
+        raise
+
+
+class Skipped:
+    """Counts clips that could not be decoded.
+
+    Args:
+      table: of all records.
+      allowed: number of different clips that may be skipped.
+      warn: told of each clip that is skipped.
+    """
+
+    def __init__(self, table: RecordTable, allowed: int, warn: Callable[[str], None]):
+        self._table, self._allowed, self._warn = table, allowed, warn
+        self._clips = {}
+
+    def note(self, clip: np.ndarray) -> np.bool_:
+        """Takes note of a clip, [] int32; returns False, "not to be kept".
+
+        Raises:
+          DatasetError: listing the clips, when they are more than allowed.
+        """
+        clip = int(clip)
+        known = clip in self._clips
+        self._clips[clip] = self._table.place(clip)
+        count = len(self._clips)
+        if count > self._allowed:
+            raise records.DatasetError(
+                f"{count} clips cannot be decoded, allowed are {self._allowed}: "
+                f"{'; '.join(self._clips.values())}. Look with python -m memvid_tf.data check "
+                "--input=..., and make the data set again or raise max_unreadable")
+        if not known:
+            self._warn(f"{self._clips[clip]} cannot be decoded and is skipped: {count} of at most "
+                       f"{self._allowed}")
+        return np.False_
+
+
+def decode_if_possible(
+    encoded: tf.Tensor, decode: Callable[[tf.Tensor], tf.Tensor]
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Decodes pictures, or says that it cannot be done.
+
+    Args:
+      encoded: [n] files.
+      decode: `[n] files -> [n, H, W, 3] uint8`, which fails on a damaged one.
+
+    Returns:
+      What `decode` returns, or zeros, and [] bool whether it worked.
+    """
+    # An operation that fails ends a graph; a data set of one element can be asked to ignore it.
+    done = tf.data.Dataset.from_tensors(encoded).map(lambda data: (decode(data), True))
+    shape = [1 if side is None else side for side in done.element_spec[0].shape]
+    nothing = tf.data.Dataset.from_tensors((tf.zeros(shape, tf.uint8), False))
+    return done.ignore_errors().concatenate(nothing).take(1).get_single_element()
+
+
+def keep_readable(dataset: tf.data.Dataset, skipped: Skipped) -> tf.data.Dataset:
+    """Of (readable [] bool, example) the examples that are; `skipped` is told of the others'
+    clip_index."""
+    def keep(readable, example):
+        return tf.cond(
+            readable, lambda: True,
+            lambda: tf.ensure_shape(
+                tf.numpy_function(skipped.note, [example["clip_index"]], tf.bool), []))
+
+    return dataset.filter(keep).map(lambda readable, example: example)
