@@ -82,17 +82,17 @@ def recommend(
 ) -> tuple[Option | None, Option | None]:
     """The best option that fits and the runner-up; None where there is none."""
     fitting = [option for option in options if option.fits(fps, bound_ms)]
-    if not fitting:
-        return None, None
-    best = max(option.accuracy for option in fitting)
+    first = _best(fitting)
+    return first, _best([option for option in fitting if option is not first])
 
-    def rank(option):
-        # Accuracies that are equal but for noise count as equal.
-        behind = best - option.accuracy
-        return (0.0 if behind <= SAME_ACCURACY else behind, option.mean_ms, option.threads)
 
-    ordered = sorted(fitting, key=rank)
-    return ordered[0], ordered[1] if len(ordered) > 1 else None
+def _best(options: Sequence[Option]) -> Option | None:
+    """The fastest of those whose accuracy is the best but for noise."""
+    if not options:
+        return None
+    enough = max(option.accuracy for option in options) - SAME_ACCURACY
+    good = [option for option in options if option.accuracy >= enough]
+    return min(good, key=lambda option: (option.mean_ms, option.threads))
 
 
 def settings_of(results: schema.Results, precision: str) -> list[int]:
