@@ -9,6 +9,7 @@ against latency where an evaluation is given; it needs no network. Numbers that 
 real hardware say so and are never called latencies.
 """
 
+import dataclasses
 import html
 import json
 from collections.abc import Sequence
@@ -28,9 +29,9 @@ PAPER_FPS = {"f0": 4.2, "sync": 23.5, "async": 48.8, "int8 sync": 40.8, "int8 as
 SHOWN_FRAMES = 120
 
 STYLE = """
-body{font:15px/1.5 system-ui,sans-serif;color:#1d2733;max-width:62rem;margin:2rem auto;padding:0 1rem}
+body{font:15px/1.5 system-ui,sans-serif;color:#1d2733;max-width:76rem;margin:2rem auto;padding:0 1rem}
 table{border-collapse:collapse;margin:1rem 0;font-variant-numeric:tabular-nums;display:block;overflow-x:auto}
-th,td{padding:.25rem .7rem;border-bottom:1px solid #d9dfe6;text-align:right;white-space:nowrap}
+th,td{padding:.25rem .6rem;border-bottom:1px solid #d9dfe6;text-align:right;white-space:nowrap}
 th:nth-child(-n+2),td:nth-child(-n+2){text-align:left} h2{margin-top:2.5rem}
 svg{width:100%;max-width:640px;display:block;margin:1.2rem 0} svg text{font:11px system-ui,sans-serif;fill:#3b4754}
 svg .title{font-size:13px;font-weight:600} svg .grid{stroke:#e3e8ed} svg .end{text-anchor:end}
@@ -160,21 +161,30 @@ def sustained(measurements: Sequence[schema.Measurement]) -> str | None:
     )  # fmt: skip
 
 
-def accuracy_points(path: str) -> dict[str, float]:
-    """mAP by mode, of a file that `memvid_tf.evaluate --output` wrote.
+@dataclasses.dataclass(frozen=True)
+class Accuracy:
+    """mAP by mode, of a bundle in one precision."""
+
+    precision: str
+    by_mode: dict[str, float]
+
+
+def read_accuracy(path: str) -> Accuracy:
+    """What `memvid_tf.evaluate --bundle --output` wrote.
 
     Raises:
       UserError: it is none.
     """
     try:
         with open(path, encoding="utf-8") as file:
-            modes = json.load(file)["modes"]
-        return {name: float(mode["mean_ap"]) for name, mode in modes.items()}
+            content = json.load(file)
+        modes = {name: float(mode["mean_ap"]) for name, mode in content["modes"].items()}
+        return Accuracy(str(content["precision"]), modes)
     except OSError as error:
         raise errors.UserError(f"--accuracy={path} cannot be read: {error.strerror}") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise errors.UserError(
-            f"--accuracy={path} is not what memvid_tf.evaluate --output writes: {error!r}"
+            f"--accuracy={path} is not what memvid_tf.evaluate --bundle --output writes: {error!r}"
         ) from error
 
 
@@ -190,7 +200,7 @@ def _name(measurement: schema.Measurement) -> str:
     return f"{measurement.setting.subject} {measurement.setting.name}"
 
 
-def page(measurements: Sequence[schema.Measurement], accuracy: dict[str, float] | None) -> str:
+def page(measurements: Sequence[schema.Measurement], accuracy: Accuracy | None) -> str:
     """The HTML page."""
     body = ["<h1>Measurements</h1>"]
     for title, group in grouped(measurements).items():
@@ -200,17 +210,13 @@ def page(measurements: Sequence[schema.Measurement], accuracy: dict[str, float] 
         body.append(_table(HEADER, rows(group)))
         if table := ratios(group):
             body.append(_table(("ratio", "paper (Pixel 3)", "measured"), table))
-        scored = [s for s in group if accuracy and mode_of(s) in accuracy
-                  and s.setting.kind == "schedule"]  # fmt: skip
-        if scored:
-            series = svg.Series(
-                "", [s.mean_ms for s in scored], [accuracy[mode_of(s)] for s in scored], "dots",
-                [f"{s.setting.subject} {s.setting.name}" for s in scored],
-            )  # fmt: skip
-            body.append(svg.plot("mAP against latency", "mean ms a frame", "mAP@.5", [series]))
-        for summary in group:
-            if summary.setting.kind != "schedule":
-                continue
+        schedules = sorted(
+            (s for s in group if s.setting.kind == "schedule"),
+            key=lambda s: (s.setting.subject, s.setting.name),
+        )
+        if accuracy and (points := _scored(schedules, accuracy)):
+            body.append(svg.plot("mAP against latency", "mean ms a frame", "mAP@.5", points))
+        for summary in schedules:
             mine = [m for m in measurements if m.setting == summary.setting]
             body += [over_time(mine[0]), histogram(mine)]
             if summary.setting.mode == "sustained" and (curve := sustained(mine)):
@@ -220,6 +226,21 @@ def page(measurements: Sequence[schema.Measurement], accuracy: dict[str, float] 
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>Measurements</title>'
         f"<style>{STYLE}</style></head><body>\n{content}\n</body></html>\n"
     )
+
+
+def _scored(schedules: Sequence[schema.Summary], accuracy: Accuracy) -> list[svg.Series]:
+    """A series of points for each subject whose accuracy is known."""
+    found: dict[str, list[schema.Summary]] = {}
+    for summary in schedules:
+        if summary.first.precision == accuracy.precision and mode_of(summary) in accuracy.by_mode:
+            found.setdefault(summary.setting.subject, []).append(summary)
+    return [
+        svg.Series(
+            subject, [s.mean_ms for s in some], [accuracy.by_mode[mode_of(s)] for s in some],
+            "dots", [s.setting.name for s in some],
+        )
+        for subject, some in found.items()
+    ]  # fmt: skip
 
 
 def _table(header: Sequence[str], table: Sequence[Sequence[str]]) -> str:
@@ -271,7 +292,7 @@ def main(argv):
     measurements = [m for path in paths for m in schema.Results.load(path).measurements]
     if not measurements:
         raise errors.UserError(f"{', '.join(paths)}: no measurements yet")
-    accuracy = accuracy_points(FLAGS.accuracy) if FLAGS.accuracy else None
+    accuracy = read_accuracy(FLAGS.accuracy) if FLAGS.accuracy else None
     print(markdown(measurements), end="")
     if FLAGS.output:
         files.write_text(FLAGS.output, page(measurements, accuracy))

@@ -72,7 +72,7 @@ def plot(title: str, x_label: str, y_label: str, series: Sequence[Series]) -> st
             column = WIDTH - RIGHT - 8
             parts.append(
                 f'<text x="{column}" y="{TOP + 12 + 14 * number}" class="end" '
-                f'fill="{COLORS[number % len(COLORS)]}">{html.escape(one.name)}</text>'
+                f'style="fill:{COLORS[number % len(COLORS)]}">{html.escape(one.name)}</text>'
             )
     return "\n".join([*parts, "</svg>"])
 
@@ -98,7 +98,9 @@ def _marks(one: Series, color: str, at, floor: float) -> list[str]:
             f"</circle>"
         )
         if label:
-            parts.append(f'<text x="{px + 5:.1f}" y="{py - 5:.1f}">{label}</text>')
+            # Above and below in turn: neighbours are often close.
+            parts.append(f'<text x="{px + 5:.1f}" y="{py + (14 if number % 2 else -5):.1f}">'
+                         f"{label}</text>")
     return parts
 
 

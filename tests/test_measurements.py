@@ -137,14 +137,25 @@ def test_the_page_is_whole_and_needs_no_network():
     text = report.page(
         [*repeats(1.0), *repeats(1.0, setting=hot), *repeats(1.0, setting=paced),
          *repeats(1.0, setting=emulated, physical=False)],
-        {"9": 0.5},
+        report.Accuracy("int8", {"9": 0.5}),
     )  # fmt: skip
     assert "&lt;b&gt;&amp;" in text and "<b>&" not in text
     for title in ("over time", "histogram", "sustained", "mAP against latency"):
         assert title in text
     assert text.count("these times are not latencies") == 1
     assert "http" not in text and "<script" not in text
-    assert "nan" not in text.lower().replace("tenant", "")
+    assert "nan" not in text.lower()
+
+
+def test_accuracy_is_of_one_precision(tmp_path):
+    path = tmp_path / "scores.json"
+    path.write_text(json.dumps({"precision": "float32", "modes": {"9": {"mean_ap": 0.5}}}))
+    accuracy = report.read_accuracy(str(path))
+    assert accuracy == report.Accuracy("float32", {"9": 0.5})
+    assert "mAP against latency" not in report.page(repeats(1.0), accuracy)  # those are int8
+    path.write_text("{}")
+    with pytest.raises(UserError, match="not what memvid_tf.evaluate --bundle --output writes"):
+        report.read_accuracy(str(path))
 
 
 def test_ratios_are_those_of_the_paper():
