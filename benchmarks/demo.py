@@ -48,9 +48,11 @@ def steps(folder: str) -> tuple[pipeline.Run, list[pipeline.Step]]:
                 "bundle": run.path("bundles", "int8"),
                 "threads": 1,
                 "repeats": 3,
+                "engine": "python",  # no compiler needed
+                "fixtures": False,
                 "output": run.path("results", "host"),
             },
-            pipeline.exists(run.path("results", "host.json")),
+            pipeline.exists(run.path("results", "host.md")),
         ),
         pipeline.Step(
             "frames of test clips",
@@ -75,16 +77,19 @@ def steps(folder: str) -> tuple[pipeline.Run, list[pipeline.Step]]:
 
 def summary(run: pipeline.Run) -> str:
     """The table at the end."""
-    import json
-
     from tabulate import tabulate
 
+    from benchmarks import measurements
     from memvid_tf.evaluation.report import number
     from memvid_tf.runtime.bundle import Bundle
 
     scores = {source: run.result(source)["modes"] for source in ("float", "int8")}
-    with open(run.path("results", "host.json"), encoding="utf-8") as file:
-        schedules = json.load(file)["measurements"][0]["schedules"]
+    measured_here = measurements.Results.load(run.path("results", "host.json"))
+    schedules = {
+        summary.setting.name.split(" ")[0]: summary
+        for summary in measurements.summaries(measured_here.measurements)
+        if summary.setting.kind == "schedule"
+    }
     latency = {"f0": "f0", "f1": "f1", "9": "sync", "async9": "async"}
     rows = []
     for mode in MODES:
@@ -94,8 +99,8 @@ def summary(run: pipeline.Run) -> str:
                 MODE_TITLES.get(mode, f"τ={mode}"),
                 number(scores["float"][mode]["mean_ap"]),
                 number(scores["int8"][mode]["mean_ap"]),
-                number(measured and measured["latency"]["p50_ms"]),
-                number(measured and measured["latency"]["p99_ms"]),
+                number(measured and measured.p50_ms),
+                number(measured and measured.p99_ms),
             ]
         )
     header = ["mode", "mAP float", "mAP int8", "int8 p50 ms", "int8 p99 ms"]

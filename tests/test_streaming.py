@@ -206,23 +206,26 @@ def test_the_score_is_of_what_was_known_in_time():
     assert json.loads(json.dumps(result)) == result
 
 
-def host_file(tmp_path, **changes):
-    graphs = {
-        "f0/serving_default": 9.0, "f1/serving_default": 2.0, "memory/step": 0.4,
-        "memory/update": 0.3, "post/serving_default": 0.1, "policy/serving_default": 0.05,
+def host_file(tmp_path, left_out=(), extra=()):
+    samples = {
+        "f0/serving_default": [9.0], "f1/serving_default": [2.0], "memory/step": [0.1, 0.4, 0.9],
+        "memory/update": [0.3], "post/serving_default": [0.1], "policy/serving_default": [0.05],
+        "f0": [9.5, 10.5, 11.5], "f1": [2.5, 0.2],
     }  # fmt: skip
-    measurement = {
-        "precision": "int8",
-        "threads": 1,
-        "graphs": {name: {"p50_ms": ms} for name, ms in graphs.items()},
-        "schedules": {
-            "f0": {"latency_ms": [[9.5, 10.5], [11.5]]},
-            "f1": {"latency_ms": [[2.5, 0.2]]},
-        },
-        **changes,
-    }
+    measurements = [
+        {
+            "precision": "int8",
+            "setting": {
+                "name": name, "threads": 1, "fps": 0.0, "device": "host", "subject": "tiny",
+            },
+            "result": {"latency_us": [1e3 * ms]},
+        }
+        for name, repeats in samples.items()
+        for ms in repeats
+        if name not in left_out
+    ]  # fmt: skip
     path = tmp_path / "host.json"
-    path.write_text(json.dumps({"measurements": [measurement]}))
+    path.write_text(json.dumps({"measurements": [*measurements, *extra]}))
     return str(path)
 
 
@@ -248,7 +251,14 @@ def test_files_that_are_none_are_refused(tmp_path):
     with pytest.raises(UserError, match=r"no measurement of float32 with 1 .*\('int8', 1\)"):
         streaming.read_latencies(host_file(tmp_path), "float32", 1, trace=False)
     with pytest.raises(UserError, match="not a results file.*memory/step"):
-        streaming.read_latencies(host_file(tmp_path, graphs={}), "int8", 1, trace=False)
+        streaming.read_latencies(host_file(tmp_path, {"memory/step"}), "int8", 1, trace=False)
+    other = {
+        "precision": "int8",
+        "setting": {"name": "f0", "threads": 1, "fps": 0.0, "device": "host", "subject": "big"},
+        "result": {"latency_us": [1.0]},
+    }
+    with pytest.raises(UserError, match="more than one bundle.*'big'.*'tiny'"):
+        streaming.read_latencies(host_file(tmp_path, extra=[other]), "int8", 1, trace=False)
     (tmp_path / "other").write_text("[]")
     with pytest.raises(UserError, match="not a results file"):
         streaming.read_latencies(str(tmp_path / "other"), "int8", 1, trace=False)

@@ -49,10 +49,10 @@ class Latencies:
 
 
 def read_latencies(path: str, precision: str, threads: int, trace: bool) -> Latencies:
-    """The latencies in a results file of `benchmarks.host`.
+    """The latencies in a results file of `benchmarks.host` or `benchmarks.device`.
 
     Args:
-      path: the JSON file.
+      path: the JSON file; it must hold one bundle of this precision on one device.
       precision: "int8" or "float32"; a file may hold both.
       threads: of the measurement.
       trace: whether to take the recorded frames of the schedules f0 and f1 instead of medians; what
@@ -64,20 +64,31 @@ def read_latencies(path: str, precision: str, threads: int, trace: bool) -> Late
     try:
         with open(path, encoding="utf-8") as file:
             measurements = json.load(file)["measurements"]
-        found = {(m["precision"], m["threads"]): m for m in measurements}
-        measured = found.get((precision, threads))
-        if measured is None:
+        found = {(m["precision"], m["setting"]["threads"]) for m in measurements if m["precision"]}
+        if (precision, threads) not in found:
             raise UserError(
                 f"--latency={path} has no measurement of {precision} with {threads} thread(s); it "
                 f"has {sorted(found)}"
             )
-        once = {name: float(graph["p50_ms"]) for name, graph in measured["graphs"].items()}
+        samples: dict[str, list[float]] = {}
+        sources = set()
+        for m in measurements:
+            setting = m["setting"]
+            if (m["precision"], setting["threads"], setting["fps"]) == (precision, threads, 0.0):
+                ms = (float(us) / 1e3 for us in m["result"]["latency_us"])
+                samples.setdefault(setting["name"], []).extend(ms)
+                sources.add((setting["device"], setting["subject"]))
+        if len(sources) > 1:
+            raise UserError(
+                f"--latency={path} holds more than one bundle or device, {sorted(sources)}; "
+                "measure the one that is meant into a file of its own"
+            )
+        once = {name: float(np.median(ms)) for name, ms in samples.items()}
         memory = once["memory/step"] + once[f"post/{SERVING}"]
         extract = {name: [once[f"{name}/{SERVING}"]] for name in ("f0", "f1")}
         if trace:
             for name in extract:
-                frames = itertools.chain(*measured["schedules"][name]["latency_ms"])
-                extract[name] = [max(0.0, float(ms) - memory) for ms in frames]
+                extract[name] = [max(0.0, ms - memory) for ms in samples[name]]
         update, policy = once["memory/update"], once.get(f"policy/{SERVING}")
     except OSError as error:
         raise UserError(f"--latency={path} cannot be read: {error.strerror}") from error

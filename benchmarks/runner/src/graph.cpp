@@ -1,0 +1,121 @@
+// One graph by itself: its latency, and whether it computes what was recorded.
+
+#include <cmath>
+#include <cstring>
+#include <memory>
+
+#include "plan.hpp"
+
+using litert::Bytes;
+using litert::Call;
+using litert::Error;
+using litert::Model;
+using litert::Tensor;
+
+namespace {
+
+struct Loaded {
+  std::unique_ptr<Model> model;
+  std::unique_ptr<Call> call;
+};
+
+// The call of a line `graph FILE SIGNATURE`, with the inputs of the plan's `set` lines. Inputs that
+// are not set get the same pseudo-random bytes everywhere (zeros if float: random bits are not
+// numbers).
+Loaded Load(const Plan::Line& line, const Plan& plan, bool profile) {
+  const long threads = Whole(plan.one("threads").at(0), "threads");
+  Loaded loaded;
+  loaded.model = std::make_unique<Model>(line.at(0), threads, profile);
+  const std::string signature = line.at(1) == "-" ? "" : line.at(1);
+  loaded.call = std::make_unique<Call>(*loaded.model, signature);
+  uint32_t seed = 12345;
+  for (const Tensor& tensor : loaded.call->inputs()) {
+    Bytes data(tensor.bytes);
+    if (tensor.type != litert::kFloat32) {
+      for (unsigned char& byte : data) byte = (seed = seed * 1664525u + 1013904223u) >> 24;
+    }
+    tensor.Write(data.data());
+  }
+  for (const Plan::Line& set : plan.all("set")) {
+    if (set.at(0) != line.at(0) + ":" + line.at(1)) continue;
+    const Tensor& tensor = loaded.call->input(set.at(1));
+    tensor.Write(ReadFile(set.at(2), tensor.bytes).data());
+  }
+  return loaded;
+}
+
+// Elements that differ from the recorded ones, and by how much at most: in steps for integers,
+// relative to the largest recorded magnitude (at least 1) for floats.
+Json Compare(const Tensor& tensor, const Bytes& actual, const Bytes& expected) {
+  size_t elements = 0, different = 0;
+  double largest = 0.0;
+  if (tensor.type == litert::kFloat32) {
+    elements = actual.size() / sizeof(float);
+    double magnitude = 1.0;
+    for (size_t i = 0; i < elements; ++i) {
+      float a, e;
+      memcpy(&a, &actual[4 * i], 4);
+      memcpy(&e, &expected[4 * i], 4);
+      if (memcmp(&a, &e, 4) == 0) continue;
+      ++different;
+      magnitude = std::fmax(magnitude, std::fabs(e));
+      const double distance = std::fabs(static_cast<double>(a) - e);
+      largest = std::isfinite(distance) ? std::fmax(largest, distance) : HUGE_VAL;
+    }
+    largest /= magnitude;
+  } else if (tensor.type == litert::kInt8) {
+    elements = actual.size();
+    for (size_t i = 0; i < elements; ++i) {
+      const int distance = static_cast<int8_t>(actual[i]) - static_cast<int8_t>(expected[i]);
+      different += distance != 0;
+      largest = std::fmax(largest, std::abs(distance));
+    }
+  } else {
+    throw Error("tensor " + tensor.name + ": element type " + std::to_string(tensor.type) +
+                " cannot be compared, wanted float32 or int8");
+  }
+  Json json;
+  json.Text("tensor", tensor.name).Number("elements", elements).Number("different", different);
+  // Written with all digits: a difference of 1e-7 is not none.
+  char text[32];
+  snprintf(text, sizeof text, "%.9g", largest);
+  return json.Text("largest", text);
+}
+
+}  // namespace
+
+Json MeasureGraph(const Plan& plan) {
+  const long runs = Whole(plan.one("runs").at(0), "runs");
+  const long warm_up = Whole(plan.one("warm_up").at(0), "warm_up");
+  const bool profile = !plan.all("profile").empty();
+  const double start = litert::NowUs();
+  const Loaded loaded = Load(plan.one("graph"), plan, profile);
+  Json json;
+  json.Flag("fully_accelerated", loaded.model->fully_accelerated());
+  json.Number("init_us", litert::NowUs() - start);
+  const double first = loaded.call->Run();
+  json.Number("first_us", first);
+  for (long i = 1; i < warm_up; ++i) loaded.call->Run();
+  if (profile) loaded.model->StartProfile();
+  std::vector<double> samples(runs);
+  for (double& sample : samples) sample = loaded.call->Run();
+  if (profile) json.Text("profile", loaded.model->StopProfile());
+  return json.Numbers("latency_us", samples);
+}
+
+Json CheckGoldens(const Plan& plan) {
+  std::vector<Json> rows;
+  for (const Plan::Line& line : plan.all("golden")) {
+    const Loaded loaded = Load(line, plan, false);
+    loaded.call->Run();
+    for (const Plan::Line& expect : plan.all("expect")) {
+      if (expect.at(0) != line.at(0) + ":" + line.at(1)) continue;
+      const Tensor& tensor = loaded.call->output(expect.at(1));
+      Json row = Compare(tensor, tensor.Read(), ReadFile(expect.at(2), tensor.bytes));
+      row.Text("graph", line.at(0)).Text("signature", line.at(1));
+      rows.push_back(row.Flag("fully_accelerated", loaded.model->fully_accelerated()));
+    }
+  }
+  Json json;
+  return json.Objects("goldens", rows);
+}

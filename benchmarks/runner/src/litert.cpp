@@ -1,0 +1,244 @@
+#include "litert.hpp"
+
+#include <dlfcn.h>
+#include <time.h>
+
+#include <cstdlib>
+#include <cstring>
+
+namespace litert {
+namespace {
+
+using Status = int;  // LiteRtStatus; 0 is success
+using Handle = void*;
+
+// LiteRtRankedTensorType of ai-edge-litert 2.x.
+struct Layout {
+  unsigned rank : 7;
+  bool has_strides : 1;
+  int32_t dimensions[8];
+  uint32_t strides[8];
+};
+struct RankedTensorType {
+  int element_type;
+  Layout layout;
+};
+static_assert(sizeof(RankedTensorType) == 72, "layout of LiteRtRankedTensorType");
+
+constexpr int kCpu = 1;  // kLiteRtHwAcceleratorCpu
+constexpr int kLockRead = 0, kLockWrite = 1;
+
+// X(name, parameters): Status LiteRt<name>(parameters).
+#define LITERT_FUNCTIONS(X)                                                                  \
+  X(CreateEnvironment, (int, const void*, Handle*))                                          \
+  X(CreateModelFromFile, (Handle, const char*, Handle*))                                     \
+  X(CreateOptions, (Handle*))                                                                \
+  X(SetOptionsHardwareAccelerators, (Handle, int))                                           \
+  X(CreateOpaqueOptions, (const char*, void*, void (*)(void*), Handle*))                     \
+  X(AddOpaqueOptions, (Handle, Handle))                                                      \
+  X(CreateCompiledModel, (Handle, Handle, Handle, Handle*))                                  \
+  X(CompiledModelIsFullyAccelerated, (Handle, bool*))                                        \
+  X(CompiledModelGetProfiler, (Handle, Handle*))                                             \
+  X(StartProfiler, (Handle))                                                                 \
+  X(StopProfiler, (Handle))                                                                  \
+  X(GetProfileSummary, (Handle, Handle, const char**))                                       \
+  X(GetNumModelSignatures, (Handle, size_t*))                                                \
+  X(GetModelSignature, (Handle, size_t, Handle*))                                            \
+  X(GetSignatureKey, (Handle, const char**))                                                 \
+  X(GetNumSignatureInputs, (Handle, size_t*))                                                \
+  X(GetNumSignatureOutputs, (Handle, size_t*))                                               \
+  X(GetSignatureInputName, (Handle, size_t, const char**))                                   \
+  X(GetSignatureOutputName, (Handle, size_t, const char**))                                  \
+  X(GetSignatureInputTensorByIndex, (Handle, size_t, Handle*))                               \
+  X(GetSignatureOutputTensorByIndex, (Handle, size_t, Handle*))                              \
+  X(GetRankedTensorType, (Handle, RankedTensorType*))                                        \
+  X(GetCompiledModelInputBufferRequirements, (Handle, size_t, size_t, Handle*))              \
+  X(GetCompiledModelOutputBufferRequirements, (Handle, size_t, size_t, Handle*))             \
+  X(GetCompiledModelOutputTensorLayouts, (Handle, size_t, size_t, Layout*, bool))            \
+  X(CreateManagedTensorBufferFromRequirements, (Handle, const RankedTensorType*, Handle, Handle*)) \
+  X(GetTensorBufferPackedSize, (Handle, size_t*))                                            \
+  X(LockTensorBuffer, (Handle, void**, int))                                                 \
+  X(UnlockTensorBuffer, (Handle))                                                            \
+  X(RunCompiledModel, (Handle, size_t, size_t, Handle*, size_t, Handle*))
+
+#define DECLARE(name, parameters) Status(*name) parameters = nullptr;
+LITERT_FUNCTIONS(DECLARE)
+#undef DECLARE
+
+Handle environment = nullptr;
+
+void Check(Status status, const char* what, const std::string& where) {
+  if (status == 0) return;
+  throw Error(where + ": LiteRt" + what + " failed with status " + std::to_string(status));
+}
+#define CHECK_LITERT(name, where, ...) Check(name(__VA_ARGS__), #name, where)
+
+void AddOptions(Handle options, const char* id, const std::string& toml, const std::string& where) {
+  Handle opaque = nullptr;
+  char* text = strdup(toml.c_str());  // freed by LiteRT
+  CHECK_LITERT(CreateOpaqueOptions, where, id, text, free, &opaque);
+  CHECK_LITERT(AddOpaqueOptions, where, options, opaque);
+}
+
+}  // namespace
+
+double NowUs() {
+  timespec now;
+  clock_gettime(CLOCK_MONOTONIC, &now);
+  return now.tv_sec * 1e6 + now.tv_nsec * 1e-3;
+}
+
+void Open(const std::string& library) {
+  void* handle = dlopen(library.c_str(), RTLD_NOW | RTLD_LOCAL);
+  if (handle == nullptr) throw Error(std::string("cannot load LiteRT: ") + dlerror());
+  const auto find = [&](const char* name) {
+    void* symbol = dlsym(handle, name);
+    if (symbol == nullptr) {
+      throw Error(library + " has no " + name + "; wanted libLiteRt.so of ai-edge-litert 2.x");
+    }
+    return symbol;
+  };
+#define LOAD(name, parameters) \
+  name = reinterpret_cast<Status(*) parameters>(find("LiteRt" #name));
+  LITERT_FUNCTIONS(LOAD)
+#undef LOAD
+  CHECK_LITERT(CreateEnvironment, library, 0, nullptr, &environment);
+}
+
+void Tensor::Write(const void* data) const {
+  void* memory = nullptr;
+  CHECK_LITERT(LockTensorBuffer, name, buffer, &memory, kLockWrite);
+  memcpy(memory, data, bytes);
+  CHECK_LITERT(UnlockTensorBuffer, name, buffer);
+}
+
+void Tensor::Read(void* data) const {
+  void* memory = nullptr;
+  CHECK_LITERT(LockTensorBuffer, name, buffer, &memory, kLockRead);
+  memcpy(data, memory, bytes);
+  CHECK_LITERT(UnlockTensorBuffer, name, buffer);
+}
+
+Bytes Tensor::Read() const {
+  Bytes data(bytes);
+  Read(data.data());
+  return data;
+}
+
+void Tensor::CopyTo(const Tensor& other) const {
+  if (bytes != other.bytes) {
+    throw Error(name + " has " + std::to_string(bytes) + " bytes and " + other.name + " " +
+                std::to_string(other.bytes) + "; the plan passes one to the other");
+  }
+  void* memory = nullptr;
+  CHECK_LITERT(LockTensorBuffer, name, buffer, &memory, kLockRead);
+  other.Write(memory);
+  CHECK_LITERT(UnlockTensorBuffer, name, buffer);
+}
+
+Model::Model(const std::string& file, int threads, bool profile) : file_(file) {
+  CHECK_LITERT(CreateModelFromFile, file, environment, file.c_str(), &model_);
+  Handle options = nullptr;
+  CHECK_LITERT(CreateOptions, file, &options);
+  CHECK_LITERT(SetOptionsHardwareAccelerators, file, options, kCpu);
+  AddOptions(options, "xnnpack", "num_threads = " + std::to_string(threads) + "\n", file);
+  if (profile) AddOptions(options, "runtime_options_string", "enable_profiling = true\n", file);
+  CHECK_LITERT(CreateCompiledModel, file, environment, model_, options, &compiled_);
+}
+
+bool Model::fully_accelerated() const {
+  bool full = false;
+  CHECK_LITERT(CompiledModelIsFullyAccelerated, file_, compiled_, &full);
+  return full;
+}
+
+void Model::StartProfile() const {
+  Handle profiler = nullptr;
+  CHECK_LITERT(CompiledModelGetProfiler, file_, compiled_, &profiler);
+  CHECK_LITERT(StartProfiler, file_, profiler);
+}
+
+std::string Model::StopProfile() const {
+  Handle profiler = nullptr;
+  CHECK_LITERT(CompiledModelGetProfiler, file_, compiled_, &profiler);
+  CHECK_LITERT(StopProfiler, file_, profiler);
+  const char* summary = nullptr;
+  CHECK_LITERT(GetProfileSummary, file_, profiler, compiled_, &summary);
+  return summary == nullptr ? "" : summary;
+}
+
+Call::Call(const Model& model, const std::string& signature)
+    : where_(model.file_ + ":" + signature), compiled_(model.compiled_) {
+  size_t count = 0;
+  CHECK_LITERT(GetNumModelSignatures, where_, model.model_, &count);
+  Handle found = nullptr;
+  std::string known;
+  for (size_t i = 0; i < count && found == nullptr; ++i) {
+    Handle candidate = nullptr;
+    const char* key = nullptr;
+    CHECK_LITERT(GetModelSignature, where_, model.model_, i, &candidate);
+    CHECK_LITERT(GetSignatureKey, where_, candidate, &key);
+    if (signature == key || (signature.empty() && count == 1)) {
+      found = candidate;
+      index_ = i;
+    }
+    known += std::string(" ") + key;
+  }
+  if (found == nullptr) throw Error(where_ + ": no such signature; the model has" + known);
+
+  const auto buffers = [&](auto number, auto name_of, auto tensor_of, auto requirements_of,
+                           std::vector<Tensor>& tensors, std::vector<void*>& handles,
+                           bool computed_shapes) {
+    size_t size = 0;
+    Check(number(found, &size), "GetNumSignature…", where_);
+    // Some operators decide on their shapes when they are prepared; the file says nothing then.
+    std::vector<Layout> layouts(size);
+    if (computed_shapes) {
+      CHECK_LITERT(GetCompiledModelOutputTensorLayouts, where_, compiled_, index_, size,
+                   layouts.data(), true);
+    }
+    for (size_t i = 0; i < size; ++i) {
+      const char* name = nullptr;
+      Handle described = nullptr, requirements = nullptr;
+      RankedTensorType type;
+      Check(name_of(found, i, &name), "GetSignature…Name", where_);
+      Check(tensor_of(found, i, &described), "GetSignature…TensorByIndex", where_);
+      CHECK_LITERT(GetRankedTensorType, where_, described, &type);
+      if (computed_shapes) type.layout = layouts[i];
+      Check(requirements_of(compiled_, index_, i, &requirements), "Get…BufferRequirements", where_);
+      Tensor tensor;
+      tensor.name = name;
+      tensor.type = type.element_type;
+      CHECK_LITERT(CreateManagedTensorBufferFromRequirements, where_, environment, &type,
+                   requirements, &tensor.buffer);
+      CHECK_LITERT(GetTensorBufferPackedSize, where_, tensor.buffer, &tensor.bytes);
+      tensors.push_back(tensor);
+      handles.push_back(tensor.buffer);
+    }
+  };
+  buffers(GetNumSignatureInputs, GetSignatureInputName, GetSignatureInputTensorByIndex,
+          GetCompiledModelInputBufferRequirements, inputs_, input_buffers_, false);
+  buffers(GetNumSignatureOutputs, GetSignatureOutputName, GetSignatureOutputTensorByIndex,
+          GetCompiledModelOutputBufferRequirements, outputs_, output_buffers_, true);
+}
+
+const Tensor& Call::Find(const std::vector<Tensor>& tensors, const std::string& name) const {
+  std::string known;
+  for (const Tensor& tensor : tensors) {
+    if (tensor.name == name) return tensor;
+    known += " " + tensor.name;
+  }
+  throw Error(where_ + ": no tensor " + name + "; it has" + known);
+}
+
+double Call::Run() const {
+  const double start = NowUs();
+  const Status status =
+      RunCompiledModel(compiled_, index_, input_buffers_.size(), input_buffers_.data(),
+                       output_buffers_.size(), output_buffers_.data());
+  const double elapsed = NowUs() - start;
+  Check(status, "RunCompiledModel", where_);
+  return elapsed;
+}
+
+}  // namespace litert

@@ -1,0 +1,62 @@
+r"""Writes our single-frame SSDLite as a `.tflite`, the baseline of LFS table 2, to measure beside a bundle.
+
+  python -m benchmarks.ssdlite --output=bundles/paper/ssdlite_1.4_int8.tflite
+
+Latency does not depend on what the weights are, so they are random; ranges are observed on noise.
+The graph ends in box encodings and class logits: its post-processing is not part of the time.
+"""
+
+import numpy as np
+from absl import flags
+
+from memvid_tf import errors, files
+
+FLAGS = flags.FLAGS
+OBSERVED_STEPS = 2  # the first initialises ranges and batch statistics
+
+
+def flatbuffer(depth_multiplier: float, precision: str, image_size: tuple[int, int]) -> bytes:
+    """The `.tflite` of a network with random weights.
+
+    Args:
+      depth_multiplier: α of the paper's table.
+      precision: "int8" or "float32".
+      image_size: height and width in pixels.
+    """
+    import tensorflow as tf
+
+    from export import convert
+    from memvid_tf.models import single_frame
+
+    quantization = "int8" if precision == "int8" else "none"
+    model = single_frame.build(
+        single_frame.SingleFrameConfig(
+            image_size=image_size, depth_multiplier=depth_multiplier, quantization=quantization,
+            norm_momentum=0.5,
+        )
+    )  # fmt: skip
+    rng = np.random.default_rng(0)
+    for _ in range(OBSERVED_STEPS):
+        noise = rng.integers(0, 256, (1, *image_size, 3), np.uint8)
+        model(tf.constant(noise), training=True)
+    spec = tf.TensorSpec([1, *image_size, 3], tf.float32, "image")
+    detect = tf.function(lambda image: model.detect(image), input_signature=[spec])
+    return convert.convert(model, {"serving_default": detect}, precision=precision)
+
+
+def main(argv):
+    if len(argv) > 1:
+        raise errors.UserError(f"unexpected argument {argv[1]!r}; every option is a --flag")
+    if not FLAGS.output.endswith(".tflite"):
+        raise errors.UserError(f"--output={FLAGS.output!r} does not end in .tflite")
+    content = flatbuffer(FLAGS.depth_multiplier, FLAGS.precision, (320, 320))
+    with files.atomic_path(FLAGS.output) as temporary, open(temporary, "wb") as file:
+        file.write(content)
+    print(f"written: {FLAGS.output}")
+
+
+if __name__ == "__main__":
+    flags.DEFINE_string("output", "", "File to write. Example: --output=ssdlite.tflite")
+    flags.DEFINE_float("depth_multiplier", 1.4, "α of LFS table 2. Example: 1.4", 0.1, 4.0)
+    flags.DEFINE_enum("precision", "int8", ["int8", "float32"], "Of the graph. Example: int8")
+    errors.run(main)
