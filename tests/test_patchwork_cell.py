@@ -23,7 +23,7 @@ from memvid_tf.layers.patchwork import (
     read_window,
     write_strips,
 )
-from memvid_tf.layers.windows import StripLayout, Windows
+from memvid_tf.windows import StripLayout, Windows
 
 WINDOWS = [(2, 1), (4, 2), (4, 1), (3, 2)]
 SIZE = (48, 96)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from memvid_tf.layers.windows import Cell, StripLayout, Windows, runs, same_padding
+from memvid_tf.windows import Cell, StripLayout, Windows, runs, same_padding
 
 ALL = [(1, 1), (2, 1), (4, 2), (4, 1), (3, 2), (5, 3), (4, 4)]
 

@@ -12,7 +12,7 @@ that a layer calls for its halo (`Conv.call`, `surround`).
 
   * `FullMemory` is the paper's equations, with a memory of the size of each map.
   * `Strips` is what is trained and exported. X̂_t is X_t inside the window, so only its halo has to
-    be remembered, and that lies along borders of tiles (`layers.windows.StripLayout`). Reading all
+    be remembered, and that lies along borders of tiles (`memvid_tf.windows.StripLayout`). Reading all
     halos before the network runs and writing all strips after it leaves one convolutional body.
 
 `FullFrame` is the step that sees everything (M = N = 1). It is the plain network, and fills either
@@ -28,7 +28,7 @@ from typing import Protocol
 
 import tensorflow as tf
 
-from memvid_tf.layers.windows import Cell, StripLayout, Windows, runs, same_padding
+from memvid_tf.windows import Cell, StripLayout, Windows, runs, same_padding
 
 
 class Convolution(Protocol):
@@ -237,12 +237,11 @@ class Strips(_Windowed):
         pieces = []
         for x, cell in zip(self.tensors, layout.cells, strict=True):
             rows, columns = layout.lines(cell, layout.windows.adjacent)
-            pieces += [x[:, y : y + count] for y, count in runs(rows)]
-            pieces += [x[:, :, y : y + count] for y, count in runs(columns)]
+            pieces += [_lines(x, 1, *run) for run in runs(rows)]
+            pieces += [_lines(x, 2, *run) for run in runs(columns)]
         if not pieces:
             return tf.zeros_like(self._halo[:, :0])
-        batch = -1 if self._halo.shape[0] is None else self._halo.shape[0]
-        return _nested([_chunked(piece, batch, layout.chunk) for piece in pieces])
+        return _nested([_chunked(piece, layout.chunk) for piece in pieces], 1)
 
 
 def full_strips(tensors: Sequence, layout: StripLayout):
@@ -255,15 +254,15 @@ def full_strips(tensors: Sequence, layout: StripLayout):
     Returns:
       [B, layout.memory, layout.chunk].
     """
-    batch = -1 if tensors[0].shape[0] is None else tensors[0].shape[0]
     pieces = []
     for x, cell in zip(tensors, layout.cells, strict=True):
         for axis, lines in enumerate(layout.lines(cell, layout.windows.slices), 1):
-            if lines:
-                pieces.append(tf.gather(x, lines, axis=axis))
+            if lines:  # slices and not a gather, which XNNPACK does not know
+                kept = [_lines(x, axis, *run) for run in runs(lines)]
+                pieces.append(_chunked(_nested(kept, axis), layout.chunk))
     if not pieces:
         return tf.zeros([tf.shape(tensors[0])[0], 0, layout.chunk])
-    return tf.concat([_chunked(piece, batch, layout.chunk) for piece in pieces], 1)
+    return _nested(pieces, 1)
 
 
 def read_strips(strips, action, layout: StripLayout):
@@ -290,17 +289,25 @@ def offsets(windows: Windows, action, size: Sequence[int]):
     return tf.stack([t * (side // windows.slices) for t, side in zip(tiles, size)], -1)
 
 
-def _chunked(x, batch: int, chunk: int):
-    size = x.shape[1] * x.shape[2] * x.shape[3] // chunk
-    return tf.reshape(x, [batch, size, chunk])
+def _lines(x, axis: int, first: int, count: int):
+    """`count` rows (axis 1) or columns (axis 2) of [B, H, W, C]."""
+    begin, size = [0] * 4, [-1 if side is None else side for side in x.shape]
+    begin[axis], size[axis] = first, count
+    return tf.slice(x, begin, size)
+
+
+def _chunked(x, chunk: int):
+    """[B, h, w, C] to [B, h·w·C / chunk, chunk]."""
+    batch = -1 if x.shape[0] is None else x.shape[0]
+    return tf.reshape(x, [batch, x.shape[1:].num_elements() // chunk, chunk])
 
 
 def _joined(tensors: Sequence, axis: int):
     return tensors[0] if len(tensors) == 1 else tf.concat(tensors, axis)
 
 
-def _nested(tensors: Sequence):
-    """Concatenation along axis 1, four at a time: XNNPACK takes at most five inputs."""
+def _nested(tensors: Sequence, axis: int):
+    """Concatenation, four at a time: XNNPACK takes at most five inputs."""
     while len(tensors) > 1:
-        tensors = [_joined(tensors[i : i + 4], 1) for i in range(0, len(tensors), 4)]
+        tensors = [_joined(tensors[i : i + 4], axis) for i in range(0, len(tensors), 4)]
     return tensors[0]

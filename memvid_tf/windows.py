@@ -13,7 +13,7 @@ SAME padding of the frame itself, whatever the window: (1, 1) for K = 3 at strid
 stride 2. The paper's symmetric halo of k = (K - 1) / 2 holds at stride 1 only.
 
 Of a feature map, other windows can only ever read the lines along the borders of tiles: its strips.
-`StripLayout` says where each of them is kept.
+`StripLayout` says where each of them is kept. The layers that are trained and the runtime share it.
 
 Differs from the paper: asymmetric halos, and strips in place of whole memories (both exact).
 """
@@ -177,8 +177,10 @@ class StripLayout:
       memory, halo, own: sizes in chunks of the memory, of what a step reads and what it writes.
       read: [actions, halo] int32, the chunk of the memory that each chunk of the halo is; `memory`
         where it is outside the frame.
-      write: [actions, memory] int32, where each chunk of the next memory comes from: below `own`
-        the window's own strips, and `own` plus its place in the memory where it stays.
+      places: [actions, own] int32, the chunk of the memory that each chunk written is.
+      write: [actions, memory] int32, the same from the other end, where each chunk of the next
+        memory comes from: below `own` the window's own strips, and `own` plus its place in the
+        memory where it stays.
     """
 
     def __init__(self, cells: Sequence[Cell], windows: Windows):
@@ -192,13 +194,12 @@ class StripLayout:
             reads.append([block.read(tile, base, self.memory) for tile in actions])
             owns.append([block.own(tile, base) for tile in actions])
             base += block.memory
-        self.halos = [len(read[0]) for read in reads]  # chunks a cell
         self.read = np.concatenate(reads, 1).astype(np.int32)
-        own = np.concatenate(owns, 1)
-        self.halo, self.own = self.read.shape[1], own.shape[1]
+        self.places = np.concatenate(owns, 1).astype(np.int32)
+        self.halo, self.own = self.read.shape[1], self.places.shape[1]
         stays = self.own + np.arange(self.memory)
         self.write = np.tile(stays, (windows.count, 1)).astype(np.int32)
-        np.put_along_axis(self.write, own, np.arange(self.own, dtype=np.int32)[None], 1)
+        np.put_along_axis(self.write, self.places, np.arange(self.own, dtype=np.int32)[None], 1)
 
     def lines(self, cell: Cell, tiles: int) -> tuple[list[int], list[int]]:
         """Rows and columns of a cell that are kept, counted from the corner of `tiles` tiles."""
