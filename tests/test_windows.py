@@ -10,7 +10,8 @@ ALL = [(1, 1), (2, 1), (4, 2), (4, 1), (3, 2), (5, 3), (4, 4)]
 
 def test_the_windows_of_the_paper():
     """PW 3.1: 4 windows, 9 and 16, by their corners as shares of the frame."""
-    for (slices, adjacent), step, count in (((2, 1), 1 / 2, 2), ((4, 2), 1 / 4, 3), ((4, 1), 1 / 4, 4)):
+    rows = (((2, 1), 1 / 2, 2), ((4, 2), 1 / 4, 3), ((4, 1), 1 / 4, 4))
+    for (slices, adjacent), step, count in rows:
         windows = Windows(slices, adjacent)
         corners = [tuple(t / slices for t in windows.tile(a)) for a in range(windows.count)]
         assert corners == [(i * step, j * step) for i in range(count) for j in range(count)]
@@ -28,7 +29,13 @@ def test_windows_that_are_none_are_refused(slices, adjacent):
 @pytest.mark.parametrize(
     "side, kernel, strides, expected",
     # TensorFlow's rule, by hand: the odd one goes behind.
-    [(12, 3, 1, (1, 1)), (12, 3, 2, (0, 1)), (12, 5, 2, (1, 2)), (12, 7, 2, (2, 3)), (11, 3, 2, (1, 1))],
+    [
+        (12, 3, 1, (1, 1)),
+        (12, 3, 2, (0, 1)),
+        (12, 5, 2, (1, 2)),
+        (12, 7, 2, (2, 3)),
+        (11, 3, 2, (1, 1)),
+    ],
 )
 def test_the_halo_of_the_table(side, kernel, strides, expected):
     assert same_padding(side, kernel, strides) == expected

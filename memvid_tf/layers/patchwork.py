@@ -12,8 +12,8 @@ that a layer calls for its halo (`Conv.call`, `surround`).
 
   * `FullMemory` is the paper's equations, with a memory of the size of each map.
   * `Strips` is what is trained and exported. X̂_t is X_t inside the window, so only its halo has to
-    be remembered, and that lies along borders of tiles (`memvid_tf.windows.StripLayout`). Reading all
-    halos before the network runs and writing all strips after it leaves one convolutional body.
+    be remembered, and that lies along borders of tiles (`memvid_tf.windows`). Reading all halos
+    before the network runs and writing all strips after it leaves one convolutional body.
 
 `FullFrame` is the step that sees everything (M = N = 1). It is the plain network, and fills either
 memory.
@@ -54,14 +54,14 @@ def write_window(memory, x, offset):
     Returns:
       [B, H, W, C].
     """
-    places, inside = [], []
+    inside = []
     for axis in (1, 2):
+        side = x.shape[axis]
         place = tf.range(memory.shape[axis])[tf.newaxis] - offset[:, axis - 1, tf.newaxis]
-        inside.append((place >= 0) & (place < x.shape[axis]))
-        places.append(tf.clip_by_value(place, 0, x.shape[axis] - 1))
-    moved = tf.gather(tf.gather(x, places[0], axis=1, batch_dims=1), places[1], axis=2, batch_dims=1)
+        inside.append((place >= 0) & (place < side))
+        x = tf.gather(x, tf.clip_by_value(place, 0, side - 1), axis=axis, batch_dims=1)
     mask = inside[0][:, :, tf.newaxis] & inside[1][:, tf.newaxis]
-    return tf.where(mask[..., tf.newaxis], moved, memory)
+    return tf.where(mask[..., tf.newaxis], x, memory)
 
 
 def read_window(memory, offset, size, halos):

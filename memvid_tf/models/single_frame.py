@@ -6,9 +6,9 @@ inside the last strided block, the second a 1×1 convolution to 1280·α channel
 bottleneck, and four extra maps follow. Every map has predictors of its own. The largest map has
 three anchors a cell, the others six.
 
-It is also the detector of PW 4.1, which runs on windows of the frame: `body` is what can be computed
-window by window, up to the 1×1 convolution of the first extra map, and `tail` what reads the
-full frame (`models.patchwork`).
+It is also the detector of PW 4.1, which runs on windows of the frame: `body` is what can be
+computed window by window, up to the 1×1 convolution of the first extra map, and `tail` what reads
+the full frame (`models.patchwork`).
 
 Differs from the paper: frames are scaled to [-1, 127/128], as in `models.interleaved`.
 """
@@ -103,7 +103,7 @@ class SingleFrameDetector(tf_keras.Model):
         scheme = chosen("model.quantization", config.quantization, QUANTIZATIONS)
         stages = chosen("model.backbone", config.backbone, BACKBONES)
         if not config.extra_depths:
-            raise ValueError("model.extra_depths is empty; name the depth of one extra map at least")
+            raise ValueError("model.extra_depths is empty; name the depth of at least one map")
         alpha, min_depth = config.depth_multiplier, config.min_depth
         norm = self.norm = BatchNorm(config.norm_momentum)
         self.image_range = quantize(scheme, "image", name="image_range")

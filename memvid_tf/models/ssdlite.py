@@ -87,7 +87,8 @@ class Predictor(tf_keras.layers.Layer):
 def by_anchor(predictions, outputs: int):
     """[B, H, W, anchors·outputs] to [B, H·W·anchors, outputs], the order of `make_anchors`."""
     batch = -1 if predictions.shape[0] is None else predictions.shape[0]
-    return tf.reshape(predictions, [batch, predictions.shape[1:].num_elements() // outputs, outputs])
+    anchors = predictions.shape[1:].num_elements() // outputs
+    return tf.reshape(predictions, [batch, anchors, outputs])
 
 
 def background_prior(num_classes: int, object_probability: float = 0.01):
