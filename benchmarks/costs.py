@@ -1,4 +1,4 @@
-r"""Multiply-adds and parameters of the zoo against the tables of LFS.
+r"""Multiply-adds and parameters of the zoo against the tables of LFS and of Patchwork (PW).
 
   python -m benchmarks.costs --output_dir=benchmarks/results
 
@@ -20,9 +20,9 @@ flags.DEFINE_string(
 
 CONVENTION = (
     "A multiply-add is one kernel element applied at one position of the output; a parameter is "
-    "one kernel element. No bias, no batch normalisation. Frames of 320 px (160 px for f1), 30 "
-    "classes and the background. All numbers are in millions; ours are counted in graphs traced "
-    "from the networks."
+    "one kernel element. No bias, no batch normalisation. Frames of 320 px (160 px for f1) for LFS "
+    "and of 384 px for PW, 30 classes and the background. All numbers are in millions; ours are "
+    "counted in graphs traced from the networks."
 )
 FIELDS = ("multiply_adds", "parameters")
 TOTALS = ("f0", "f1", "interleaved")
@@ -55,9 +55,9 @@ def measure() -> dict:
     """All tables, ready for JSON, without their provenance."""
     import tqdm
 
-    from benchmarks import lfs_tables
+    from benchmarks import lfs_tables, patchwork_tables
 
-    with tqdm.tqdm(total=6, desc="tracing", unit="table") as progress:
+    with tqdm.tqdm(total=8, desc="tracing", unit="table") as progress:
 
         def done(tables):
             progress.update()
@@ -70,6 +70,8 @@ def measure() -> dict:
             done(lfs_tables.single_frame()),
             *done(lfs_tables.recurrent()),
             done(lfs_tables.other_systems()),
+            done(patchwork_tables.table_1()),
+            done(patchwork_tables.segmentation()),
         ]
         readings = done(lfs_tables.readings(by_cell))
     return {

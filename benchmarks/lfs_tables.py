@@ -58,7 +58,8 @@ class Row:
 
     Attributes:
       part: what is counted.
-      paper: multiply-adds and parameters that LFS prints, in millions; None where it does not.
+      paper: multiply-adds and parameters that the paper prints, in millions; None where it does
+        not.
       cost: ours, or None where there is nothing to count.
       note: why a cell is blank, or what a number means.
     """

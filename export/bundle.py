@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import tensorflow as tf
@@ -30,6 +31,8 @@ CALLS = {
     "post": (f"post/{graphs.SERVING}",),
 }
 POLICY_CALL = (f"policy/{graphs.SERVING}",)
+# Of graphs with more than one. The first does all that an ordinary frame needs.
+SIGNATURES = {"memory": ("step", "update"), "body": ("window", "full")}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,19 +68,32 @@ def convert_graphs(trained: Trained, options: Options) -> dict[str, bytes]:
     model, sources = trained.model, graphs.interleaved(trained.model)
     if trained.policy is not None:
         sources["policy"] = graphs.policy_graph(model, trained.policy)
-        _check_observed(trained.policy)
-    _check_observed(model)
+        check_observed(trained.policy)
+    check_observed(model)
     flatbuffers = {
         name: convert.convert(graph.module, graph.signatures, precision=options.precision)
         for name, graph in sources.items()
     }
     # First these alone: the post-processing graph is made from the ranges of the heads.
     gate.check(flatbuffers, _tensor_edges(trained), precision=options.precision)
-    heads = gate.tensor_info(flatbuffers["memory"], "step").outputs
+    flatbuffers["post"] = post_processing(
+        model, gate.tensor_info(flatbuffers["memory"], "step").outputs, options
+    )
+    violations = gate.check_post_processing("post", flatbuffers["post"])
+    violations += gate.check_edges(flatbuffers, POST_EDGES)
+    if violations:
+        raise gate.GateError(violations)
+    return flatbuffers
+
+
+def post_processing(
+    model, heads: Mapping[str, gate.TensorInfo], options: Options
+) -> bytes:
+    """The post-processing graph of a detector, for the heads that another graph ends in."""
     quantization = {name: None for name in HEADS}
     if options.precision == "int8":
         quantization = {name: (heads[name].scale, heads[name].zero_point) for name in HEADS}
-    flatbuffers["post"] = post.post_graph(
+    return post.post_graph(
         model.anchors,
         num_classes=model.config.num_classes,
         box_coder=dict(zip(("y", "x", "height", "width"), CODER_WEIGHTS)),
@@ -87,11 +103,6 @@ def convert_graphs(trained: Trained, options: Options) -> dict[str, bytes]:
         box_quantization=quantization["box_encodings"],
         logit_quantization=quantization["class_logits"],
     )
-    violations = gate.check_post_processing("post", flatbuffers["post"])
-    violations += gate.check_edges(flatbuffers, POST_EDGES)
-    if violations:
-        raise gate.GateError(violations)
-    return flatbuffers
 
 
 def _tensor_edges(trained: Trained) -> tuple[tuple[str, str], ...]:
@@ -100,7 +111,7 @@ def _tensor_edges(trained: Trained) -> tuple[tuple[str, str], ...]:
     return graphs.EDGES + graphs.STATE_EDGES + policy_edges
 
 
-def _check_observed(network: tf.Module) -> None:
+def check_observed(network: tf.Module) -> None:
     """Refuses a network with a quantization range that no training step has seen."""
     for layer in network.submodules:
         if isinstance(layer, Quantize) and layer.built and "max" in layer.ranges:
@@ -138,16 +149,39 @@ def write(trained: Trained, options: Options, output_dir: str) -> None:
     """
     check_output(output_dir)
     flatbuffers = convert_graphs(trained, options)
+    write_folder(
+        output_dir,
+        flatbuffers,
+        trained.params.task.labels,
+        lambda name: _manifest(trained, options, flatbuffers, name),
+        _record_goldens,
+    )
+
+
+def write_folder(
+    output_dir: str,
+    flatbuffers: Mapping[str, bytes],
+    labels: Sequence[str],
+    make_manifest: Callable[[str], schema.Manifest],
+    record: Callable[["Recorder", schema.Manifest], None],
+) -> None:
+    """Writes the folder of any system's bundle, whole or not at all.
+
+    Args:
+      output_dir: see `write`; `check_output` has passed it.
+      flatbuffers: of the graphs, by name.
+      labels: one a class.
+      make_manifest: from the bundle's name to its manifest, without files and goldens.
+      record: runs the graphs on something random, by `Recorder.record`.
+    """
     with files.atomic_folder(output_dir) as folder:
         for graph, flatbuffer in flatbuffers.items():
             with open(os.path.join(folder, f"{graph}.tflite"), "wb") as file:
                 file.write(flatbuffer)
-        files.write_text(
-            os.path.join(folder, LABELS), "".join(f"{x}\n" for x in trained.params.task.labels)
-        )
-        name = os.path.basename(os.path.abspath(output_dir))
-        manifest = _manifest(trained, options, flatbuffers, name)
-        goldens = _write_goldens(folder, manifest)
+        files.write_text(os.path.join(folder, LABELS), "".join(f"{x}\n" for x in labels))
+        manifest = make_manifest(os.path.basename(os.path.abspath(output_dir)))
+        recorder = Recorder(folder, manifest)
+        record(recorder, manifest)
         written = sorted(
             os.path.relpath(os.path.join(parent, file), folder)
             for parent, _, names in os.walk(folder)
@@ -155,7 +189,7 @@ def write(trained: Trained, options: Options, output_dir: str) -> None:
         )
         manifest = dataclasses.replace(
             manifest,
-            golden=goldens,
+            golden=tuple(recorder.goldens),
             files={file: file_entry(os.path.join(folder, file)) for file in written},
         )
         files.write_text(os.path.join(folder, MANIFEST), manifest.to_json())
@@ -164,7 +198,7 @@ def write(trained: Trained, options: Options, output_dir: str) -> None:
 def _manifest(trained, options, flatbuffers, name) -> schema.Manifest:
     """The manifest of a bundle, without its files and goldens."""
     model = trained.model
-    specs = {graph: _graph_spec(graph, data) for graph, data in flatbuffers.items()}
+    specs = {graph: graph_spec(graph, data) for graph, data in flatbuffers.items()}
     step = specs["memory"].signatures["step"]
     policy = trained.policy
     return schema.Manifest(
@@ -196,20 +230,22 @@ def _manifest(trained, options, flatbuffers, name) -> schema.Manifest:
     )
 
 
-def _graph_spec(name: str, flatbuffer: bytes) -> schema.GraphSpec:
+def graph_spec(name: str, flatbuffer: bytes) -> schema.GraphSpec:
+    """The manifest's description of one graph."""
+
     def specs(tensors):
         return {
             key: schema.TensorSpec(tuple(t.shape), t.dtype, t.scale, t.zero_point)
             for key, t in tensors.items()
         }
 
-    names = ("step", "update") if name == "memory" else (graphs.SERVING,)
+    names = SIGNATURES.get(name, (graphs.SERVING,))
     infos = {signature: gate.tensor_info(flatbuffer, signature) for signature in names}
     signatures = {
         signature: schema.SignatureSpec(specs(info.inputs), specs(info.outputs))
         for signature, info in infos.items()
     }
-    # The first signature does all that a frame needs; post-processing has no kernels to count.
+    # Post-processing has no kernels to count.
     cost = None if name == "post" else gate.count(flatbuffer, names[0])
     return schema.GraphSpec(
         file=f"{name}.tflite",
@@ -226,19 +262,18 @@ def _state_spec(name: str, output: str, step: schema.SignatureSpec) -> schema.St
     return schema.StateSpec(name, name, output, tensor.shape, tensor.dtype, initial)
 
 
-def _write_goldens(folder: str, manifest: schema.Manifest) -> tuple[schema.Golden, ...]:
+def _record_goldens(recorder: "Recorder", manifest: schema.Manifest) -> None:
     """Runs a random frame through every call and records what went in and came out.
 
     The memory has seen f0's features when its calls are recorded on f1's, so that none of its
     inputs is constant.
     """
     rng = np.random.default_rng(GOLDEN_SEED)
-    recorder = _Recorder(folder, manifest)
     state = {s.input: np.full(s.shape, s.initial, s.dtype) for s in manifest.state}
     features = {}
     for extractor in ("f0", "f1"):
         call = CALLS[extractor][0]
-        image = _random_image(rng, manifest.tensor(f"{call}/image", "inputs"))
+        image = random_image(rng, manifest.tensor(f"{call}/image", "inputs"))
         features[extractor] = recorder.record(call, {"image": image})
     seen = recorder.run("memory/step", {**features["f0"], **state})
     state = {s.input: seen[s.output] for s in manifest.state}
@@ -250,10 +285,9 @@ def _write_goldens(folder: str, manifest: schema.Manifest) -> tuple[schema.Golde
         before = {f"{name}_before": tensor for name, tensor in state.items()}
         eta = _random_eta(rng, manifest)
         recorder.record(POLICY_CALL[0], {**after, **before, "eta": eta})
-    return tuple(recorder.goldens)
 
 
-class _Recorder:
+class Recorder:
     """Runs calls of the graphs in a folder and writes their tensors there.
 
     Attributes:
@@ -294,6 +328,7 @@ def _random_eta(rng, manifest: schema.Manifest) -> np.ndarray:
     return eta.astype(spec.dtype)
 
 
-def _random_image(rng, spec: schema.TensorSpec) -> np.ndarray:
+def random_image(rng, spec: schema.TensorSpec) -> np.ndarray:
+    """Noise in the range of images, as stored."""
     pixels = rng.integers(-128, 128, spec.shape)
     return pixels.astype(np.int8) if spec.dtype == "int8" else (pixels / 128).astype(np.float32)

@@ -39,6 +39,8 @@ _PARTITION_HINTS = {
     "int8": "XNNPACK has no int8 form of it: fuse activations into a convolution or an addition",
     "float32": "export the float network, without quantizers",
 }
+EDGE_FIELDS = ("shape", "dtype", "scale", "zero_point")
+COPIED_FIELDS = EDGE_FIELDS[1:]  # of an edge whose values are copied into a part of the other end
 # The axis of a weight tensor that holds the output channels, in the flatbuffer's layout.
 _CHANNEL_AXIS = {"CONV_2D": 0, "DEPTHWISE_CONV_2D": 3, "FULLY_CONNECTED": 0}
 # They multiply and add too, but no graph of ours holds them and `count` does not know them.
@@ -179,32 +181,39 @@ def check_post_processing(name: str, model: bytes) -> list[Violation]:
 
 
 def check_edges(
-    models: Mapping[str, bytes], edges: Sequence[tuple[str, str]]
+    models: Mapping[str, bytes],
+    edges: Sequence[tuple[str, str]],
+    fields: Sequence[str] = EDGE_FIELDS,
 ) -> list[Violation]:
     """Violations of the edges "graph/signature/output" → "graph/signature/input"."""
     violations = []
     for producer, consumer in edges:
         source = _end(models, producer, "outputs")
         target = _end(models, consumer, "inputs")
-        violations += check_edge(producer, source, consumer, target)
+        violations += check_edge(producer, source, consumer, target, fields)
     return violations
 
 
 def check_edge(
-    producer: str, source: TensorInfo, consumer: str, target: TensorInfo
+    producer: str,
+    source: TensorInfo,
+    consumer: str,
+    target: TensorInfo,
+    fields: Sequence[str] = EDGE_FIELDS,
 ) -> list[Violation]:
-    """Violations of one edge: each of shape, dtype, scale and zero_point has to be equal.
+    """Violations of one edge: each of the fields has to be equal.
 
     Args:
       producer: "graph/signature/tensor" of the output.
       source: that output.
       consumer: "graph/signature/tensor" of the input that takes its bytes as they are.
       target: that input.
+      fields: of `TensorInfo`.
     """
     graph, signature, tensor = producer.split("/")
     differences = [
         f"{field} {getattr(source, field)} → {getattr(target, field)}"
-        for field in ("shape", "dtype", "scale", "zero_point")
+        for field in fields
         if getattr(source, field) != getattr(target, field)
     ]
     if not differences:

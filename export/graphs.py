@@ -52,7 +52,7 @@ class Graph(NamedTuple):
     signatures: Mapping[str, tf.types.experimental.GenericFunction]
 
 
-class _Kept(tf.Module):
+class Kept(tf.Module):
     """Keeps a network alive for the SavedModel."""
 
     def __init__(self, model):
@@ -71,7 +71,7 @@ def interleaved(model: InterleavedDetector) -> dict[str, Graph]:
             f"task.model.cell {model.config.cell!r} has weights of its own for each extractor and "
             "cannot be exported as one memory graph; train with task.model.cell=factored"
         )
-    module = _Kept(model)
+    module = Kept(model)
 
     def extractor(name):
         spec = tf.TensorSpec([1, *model.frame_size(name), 3], tf.float32, "image")
@@ -121,4 +121,4 @@ def policy_graph(model: InterleavedDetector, policy: Policy) -> Graph:
     def decide(c, h, c_before, h_before, eta):
         return {"q_values": policy(State(c, h), State(c_before, h_before), eta)}
 
-    return Graph(_Kept(policy), {SERVING: decide})
+    return Graph(Kept(policy), {SERVING: decide})

@@ -4,7 +4,9 @@
   python -m memvid_tf.detect --bundle=exported/tiny --video=frames/ --json=found.jsonl --mode=async
   python -m memvid_tf.detect --bundle=exported/tiny --video=0 --max_frames=300 --tau=4
   python -m memvid_tf.detect --bundle=exported/tiny --video=clip.mp4 --mode=adaptive --max_tau=19
+  python -m memvid_tf.detect --bundle=exported/windows --video=clip.mp4 --output=masks.mp4
 
+Bundles of Patchwork look at one window of each frame, and may segment.
 Needs NumPy, OpenCV and LiteRT, not TensorFlow.
 """
 
@@ -27,13 +29,14 @@ from tqdm import tqdm
 from memvid_tf import errors, files
 from memvid_tf.errors import UserError
 from memvid_tf.runtime import schedules
-from memvid_tf.runtime.annotate import annotate
+from memvid_tf.runtime.annotate import annotate, annotate_windows
 from memvid_tf.runtime.asynchronous import AsyncRunner, MemoryUpdater
 from memvid_tf.runtime.bundle import Bundle
 from memvid_tf.runtime.detector import InterleavedDetector
 from memvid_tf.runtime.policy import Policy
 from memvid_tf.runtime.runners import FrameResult, SyncRunner
 from memvid_tf.runtime.video import FrameSource, VideoWriter, open_source
+from memvid_tf.runtime.windowed import POLICIES, WindowResult, WindowRunner
 
 # For sources that do not say: a folder of frames, some cameras.
 _DEFAULT_FPS = 30.0
@@ -48,12 +51,16 @@ _VIDEO = flags.DEFINE_string(
 _OUTPUT = flags.DEFINE_string("output", None, "Annotated video to write: .mp4 or .webm.")
 _JSON = flags.DEFINE_string(
     "json", None, "JSON lines to write, one a frame: frame, time_s, extractor, memory_age_frames, "
-    "detections (label, score, box [ymin, xmin, ymax, xmax] normalised).",
+    "detections (label, score, box [ymin, xmin, ymax, xmax] normalised). Of Patchwork: window (a "
+    "box) and oldest_frames in place of the extractor and the age; of masks: foreground, the share "
+    "of the frame.",
 )  # fmt: skip
 _MODE = flags.DEFINE_enum(
-    "mode", "sync", ["sync", "async", "adaptive", "adaptive+async"],
-    "sync: one extractor a frame. async: f1 on every frame, f0 in a thread beside it. adaptive: the "
-    "bundle's policy picks the extractor. adaptive+async: it decides when f0's thread starts.",
+    "mode", None, ["sync", "async", "adaptive", "adaptive+async", *POLICIES],
+    "sync (default): one extractor a frame. async: f1 on every frame, f0 in a thread beside it. "
+    "adaptive: the bundle's policy picks the extractor. adaptive+async: it decides when f0's "
+    "thread starts. Bundles of Patchwork: scanning (default) takes the windows in turn, random any "
+    "of them.",
 )  # fmt: skip
 _MAX_TAU = flags.DEFINE_integer(
     "max_tau", None, "Adaptive modes: most f1 frames in a row, such as 19. Default: any number.", 0
@@ -81,28 +88,52 @@ class Summary:
     f0_frames: int = 0
     detections: int = 0
     effective_tau: float | None = None
+    oldest_frames: int | None = None
     frame_ms: list[float] = dataclasses.field(default_factory=list)
 
-    def add(self, result: FrameResult) -> None:
+    def add(self, result: FrameResult | WindowResult) -> None:
         """Counts one more frame."""
         self.frames += 1
-        self.f0_frames += result.extractor == "f0" or result.memory_update_ms is not None
-        self.detections += len(result.detections.scores)
-        self.effective_tau = result.effective_tau
         self.frame_ms.append(result.timings.frame_ms)
+        if result.detections is not None:
+            self.detections += len(result.detections.scores)
+        if isinstance(result, WindowResult):
+            self.oldest_frames = max(self.oldest_frames or 0, int(result.ages_frames.max()))
+            return
+        self.f0_frames += result.extractor == "f0" or result.memory_update_ms is not None
+        self.effective_tau = result.effective_tau
 
     def text(self, mode: str, seconds: float) -> str:
         """Two lines for the user."""
         tau = "not measured (fewer than two f0 frames)"
         if self.effective_tau is not None:
             tau = f"{self.effective_tau:.2f}"
+        how = f"effective tau {tau}, f0 on {self.f0_frames} frames"
+        if self.oldest_frames is not None:
+            how = f"no part of a frame older than {self.oldest_frames} frames"
         return (
-            f"{self.frames} frames, {self.detections} detections; {mode}, effective tau {tau}, "
-            f"f0 on {self.f0_frames} frames\n"
+            f"{self.frames} frames, {self.detections} detections; {mode}, {how}\n"
             f"{self.frames / seconds:.1f} frames/s with reading and writing; the network "
             f"{statistics.median(self.frame_ms):.2f} ms a frame (median), "
             f"{max(self.frame_ms):.2f} ms at most"
         )
+
+
+def default_mode(bundle: Bundle, mode: str | None) -> str:
+    """The mode, or the bundle's default.
+
+    Raises:
+      UserError: a mode of another system.
+    """
+    windowed = bundle.manifest.system == "patchwork"
+    if mode is None:
+        return "scanning" if windowed else "sync"
+    if windowed != (mode in POLICIES):
+        which = "one of" if windowed else "none of"
+        raise UserError(
+            f"--mode={mode}: a bundle of {bundle.manifest.system!r} has {which} {list(POLICIES)}"
+        )
+    return mode
 
 
 def make_runner(
@@ -112,13 +143,17 @@ def make_runner(
     score_threshold: float | None,
     threads: int,
     max_tau: int | None = None,
-) -> SyncRunner | AsyncRunner:
+) -> SyncRunner | AsyncRunner | WindowRunner:
     """The runner that the flags describe.
 
     Raises:
       UserError: a tau that is none, or that the mode cannot run, or a bundle without a policy where
         the mode needs one.
     """
+    if mode in POLICIES:
+        if tau is not None or max_tau is not None:
+            raise UserError("--tau and --max_tau are of extractors; Patchwork has windows")
+        return WindowRunner(bundle, mode, threads, score_threshold)
     if mode.startswith("adaptive"):
         if tau is not None:
             raise UserError(
@@ -140,13 +175,21 @@ def make_runner(
     return AsyncRunner(detector, schedule.tau, MemoryUpdater(bundle, threads))
 
 
-def json_line(result: FrameResult, fps: float, labels: tuple[str, ...]) -> dict:
+def json_line(
+    result: FrameResult | WindowResult, fps: float, labels: tuple[str, ...]
+) -> dict:
     """One line of --json."""
+    line = {"frame": result.index, "time_s": round(result.index / fps, 6)}
+    if isinstance(result, WindowResult):
+        line["window"] = list(result.window)
+        line["oldest_frames"] = int(result.ages_frames.max())
+        if result.mask is not None:
+            return {**line, "foreground": round(float(result.mask.mean()), 5)}
+    else:
+        line["extractor"] = result.extractor
+        line["memory_age_frames"] = result.memory_age_frames
     return {
-        "frame": result.index,
-        "time_s": round(result.index / fps, 6),
-        "extractor": result.extractor,
-        "memory_age_frames": result.memory_age_frames,
+        **line,
         "detections": [
             {
                 "label": labels[int(index)],
@@ -160,8 +203,8 @@ def json_line(result: FrameResult, fps: float, labels: tuple[str, ...]) -> dict:
 
 @contextlib.contextmanager
 def open_outputs(
-    fps: float, labels: tuple[str, ...]
-) -> Iterator[Callable[[np.ndarray, FrameResult], None]]:
+    fps: float, labels: tuple[str, ...], mode: str
+) -> Iterator[Callable[[np.ndarray, FrameResult | WindowResult], None]]:
     """Opens the files that the flags ask for.
 
     They get their names when the block ends; if it raises, nothing is left.
@@ -177,12 +220,16 @@ def open_outputs(
             temporary = stack.enter_context(files.atomic_path(_JSON.value))
             lines = stack.enter_context(open(temporary, "w", encoding="utf-8"))
 
-        def write(frame: np.ndarray, result: FrameResult) -> None:
+        def write(frame: np.ndarray, result: FrameResult | WindowResult) -> None:
             if lines is not None:
                 line = json_line(result, fps, labels)
                 lines.write(json.dumps(line, ensure_ascii=False) + "\n")
-            if video is not None:
-                drawn = "async" if _MODE.value.endswith("async") else "sync"
+            if video is None:
+                return
+            if isinstance(result, WindowResult):
+                video.write(annotate_windows(frame, result, labels))
+            else:
+                drawn = "async" if mode.endswith("async") else "sync"
                 video.write(annotate(frame, result, labels, drawn))
 
         yield write
@@ -190,8 +237,8 @@ def open_outputs(
 
 def run_frames(
     source: FrameSource,
-    runner: SyncRunner | AsyncRunner,
-    write: Callable[[np.ndarray, FrameResult], None],
+    runner: SyncRunner | AsyncRunner | WindowRunner,
+    write: Callable[[np.ndarray, FrameResult | WindowResult], None],
     summary: Summary,
 ) -> tuple[str, int]:
     """Runs the source's frames, at most --max_frames.
@@ -253,23 +300,24 @@ def main(argv: list[str]) -> int:
     summary = Summary()
     try:
         bundle = Bundle.load(_BUNDLE.value)
+        mode = default_mode(bundle, _MODE.value)
         with open_source(_VIDEO.value) as source:
             fps = _FPS.value or source.fps or _DEFAULT_FPS
             runner = make_runner(
                 bundle,
-                _MODE.value,
+                mode,
                 _TAU.value,
                 _SCORE_THRESHOLD.value,
                 _THREADS.value,
                 _MAX_TAU.value,
             )
-            with open_outputs(fps, bundle.labels) as write:
+            with open_outputs(fps, bundle.labels, mode) as write:
                 start = time.perf_counter()
                 problem, code = run_frames(source, runner, write, summary)
                 seconds = time.perf_counter() - start
     except OSError as error:  # no permission, disk full
         raise UserError(f"{error.filename or 'writing the results'}: {error.strerror}") from error
-    print(summary.text(_MODE.value, seconds))
+    print(summary.text(mode, seconds))
     for path in filter(None, (_JSON.value, _OUTPUT.value)):
         print(f"written: {path}")
     if problem:

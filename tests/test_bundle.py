@@ -153,7 +153,7 @@ def at(*path):
 MEMORY = ("graphs", "memory", "signatures", "step")
 FAULTS = [
     (at("schema_version", 2), "schema_version: 2 is not 1"),
-    (at("system", "patchwerk"), "system is 'patchwerk', wanted one of ['interleaved']"),
+    (at("system", "patchwerk"), "system is 'patchwerk', wanted one of ['interleaved', 'patch"),
     (at("precision", "int4"), "precision is 'int4'"),
     (at("colour", "RGB"), "unknown key 'colour'; allowed are ["),
     (at("post", "nms", "soft"), "unknown key 'post.nms'"),

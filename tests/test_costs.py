@@ -8,7 +8,7 @@ import sys
 import pytest
 import tensorflow as tf
 
-from benchmarks import lfs_tables
+from benchmarks import lfs_tables, patchwork_tables
 from benchmarks.counting import Cost, count, trace
 from memvid_tf.models.interleaved import InterleavedConfig
 from memvid_tf.models.single_frame import SingleFrameConfig, SingleFrameDetector
@@ -207,3 +207,24 @@ def test_the_program_writes_the_table_that_the_repository_holds(tmp_path):
     for results in (held, written):
         del results["provenance"]
     assert held == written, "run python -m benchmarks.costs and commit benchmarks/results"
+
+
+def test_patchwork_table_1_is_reproduced():
+    section = patchwork_tables.table_1()
+    rows = {row.part: row for row in section.rows}
+    for part in ("single-frame, 1/4", "single-frame, 1/16"):
+        row = rows[part]
+        assert row.cost.multiply_adds / 1e6 == pytest.approx(row.paper[0], rel=0.002)
+    full = rows["single-frame, full"].cost
+    for (slices, adjacent), policy, mflops in patchwork_tables.WINDOWED_MFLOPS:
+        row = rows[f"M = {slices}, N = {adjacent}, {policy}"]
+        # The paper's rows have about five more, which its text does not explain.
+        assert mflops / 2 - 5.5 < row.cost.multiply_adds / 1e6 < mflops / 2
+        if policy == "DQN":
+            continue
+        assert row.cost.parameters == full.parameters
+        # A window costs its share of the body, and the tail what it costs the full frame.
+        tail = float(row.note.split()[0]) * 1e6
+        body = row.cost.multiply_adds - tail
+        area = (adjacent / slices) ** 2
+        assert body == pytest.approx((full.multiply_adds - tail) * area, rel=1e-3)

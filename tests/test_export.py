@@ -311,7 +311,7 @@ class Interrupted(BaseException):
 
 
 @pytest.mark.parametrize("older", [False, True])
-@pytest.mark.parametrize("where", ["_write_goldens", "file_entry"])
+@pytest.mark.parametrize("where", ["_record_goldens", "file_entry"])
 def test_an_export_that_is_interrupted_leaves_what_was(
     tmp_path, monkeypatch, networks, where, older
 ):
@@ -329,7 +329,7 @@ def test_an_export_that_is_interrupted_leaves_what_was(
     def interrupted(*arguments):
         result = original(*arguments)
         calls.append(arguments)
-        if len(calls) == (1 if where == "_write_goldens" else 3):
+        if len(calls) == (1 if where == "_record_goldens" else 3):
             raise Interrupted
         return result
 

@@ -32,6 +32,9 @@ class BatchNorm(tf.Module):
 class Conv(tf_keras.layers.Layer):
     """Convolution, SAME padding, with optional BN and ReLU6, output fake-quantized.
 
+    Where only a window of the frame is at hand, the caller passes `surround`, which puts around x
+    what SAME padding would have read there (`layers.patchwork`); the weights are the same.
+
     Args:
       filters: output channels.
       kernel_size: side of the kernel.
@@ -102,8 +105,8 @@ class Conv(tf_keras.layers.Layer):
     def _kernel_initializer(self):
         return tf_keras.initializers.VarianceScaling(2.0, "fan_in")
 
-    def _convolve(self, x, kernel):
-        return tf.nn.conv2d(x, kernel, self.strides, "SAME")
+    def _convolve(self, x, kernel, padding):
+        return tf.nn.conv2d(x, kernel, self.strides, padding)
 
     def _quantized_shape(self, shape):
         """Shape in which the quantizer sees the kernel, with the output channels last."""
@@ -120,9 +123,9 @@ class Conv(tf_keras.layers.Layer):
         self.mean.assign_sub(rest * (self.mean - mean))
         self.variance.assign_sub(rest * (self.variance - variance))
 
-    def _normalised(self, x, training):
+    def _normalised(self, x, padding, training):
         """The float network: BN after the convolution."""
-        y = self._convolve(x, self.kernel)
+        y = self._convolve(x, self.kernel, padding)
         epsilon = self.norm.epsilon
 
         def moving():
@@ -139,7 +142,7 @@ class Conv(tf_keras.layers.Layer):
 
         return tf.cond(self.norm.frozen, moving, batch) if training else moving()
 
-    def _folded(self, x, training):
+    def _folded(self, x, padding, training):
         """The quantized network: BN inside the kernel and the bias."""
         kernel, bias = self.kernel, self.bias
         if self.norm is not None:
@@ -148,7 +151,8 @@ class Conv(tf_keras.layers.Layer):
                 return tf.convert_to_tensor(self.mean), tf.convert_to_tensor(self.variance)
 
             def batch():
-                mean, variance = tf.nn.moments(self._convolve(x, self.kernel), [0, 1, 2])
+                y = self._convolve(x, self.kernel, padding)
+                mean, variance = tf.nn.moments(y, [0, 1, 2])
                 self._update_moving(mean, variance)
                 return mean, variance
 
@@ -156,16 +160,29 @@ class Conv(tf_keras.layers.Layer):
             scale = self.scale * tf.math.rsqrt(variance + self.norm.epsilon)
             kernel = self._scale_kernel(kernel, scale)
             bias = bias - mean * scale
-        return self._convolve(x, self._quantize_kernel(kernel, training)) + bias
+        return self._convolve(x, self._quantize_kernel(kernel, training), padding) + bias
 
-    def call(self, x, training=False):
-        """x: [B, H, W, C] float32; returns [B, ceil(H / strides), ceil(W / strides), filters]."""
+    def call(self, x, training=False, surround=None):
+        """Runs the layer.
+
+        Args:
+          x: [B, H, W, C] float32.
+          training: whether observers and batch statistics are updated.
+          surround: None for SAME padding, or a function of x and this layer that returns x with
+            its halo, for which the padding is VALID. Pointwise layers need none.
+
+        Returns:
+          [B, ceil(H / strides), ceil(W / strides), filters] float32.
+        """
+        padding = "SAME"
+        if surround is not None and self.kernel_size > 1:
+            x, padding = surround(x, self), "VALID"
         if self.kernel_quantizer is not None:
-            y = self._folded(x, training)
+            y = self._folded(x, padding, training)
         elif self.norm is not None:
-            y = self._normalised(x, training)
+            y = self._normalised(x, padding, training)
         else:
-            y = tf.nn.bias_add(self._convolve(x, self.kernel), self.bias)
+            y = tf.nn.bias_add(self._convolve(x, self.kernel, padding), self.bias)
         if self.activation:
             y = tf.nn.relu6(y)
         return self.output_range(y, training=training)
@@ -185,8 +202,8 @@ class DepthwiseConv(Conv):
         # Keras counts the channels of a depthwise kernel into its fan-in; only the window feeds it.
         return tf_keras.initializers.RandomNormal(0.0, 2.0**0.5 / self.kernel_size)
 
-    def _convolve(self, x, kernel):
-        return tf.nn.depthwise_conv2d(x, kernel, [1, self.strides, self.strides, 1], "SAME")
+    def _convolve(self, x, kernel, padding):
+        return tf.nn.depthwise_conv2d(x, kernel, [1, self.strides, self.strides, 1], padding)
 
     def _quantized_shape(self, shape):
         return (shape[0], shape[1], 1, shape[2])  # of rank 4, as quantizers of tfmot demand

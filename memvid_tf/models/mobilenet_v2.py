@@ -103,14 +103,16 @@ class InvertedResidual(tf_keras.layers.Layer):
         """The inside of the block before its depthwise convolution: [B, H, W, C·expansion]."""
         return self.expand(x, training=training) if self.expand else x
 
-    def finish(self, x, inside, training=False):
+    def finish(self, x, inside, training=False, surround=None):
         """The rest of the block. x: its input; inside: what `expanded` returned."""
-        y = self.project(self.depthwise(inside, training=training), training=training)
+        y = self.depthwise(inside, training=training, surround=surround)
+        y = self.project(y, training=training)
         return self.add(x, y, training=training) if self.add else y
 
-    def call(self, x, training=False):
-        """x: [B, H, W, C] float32; returns [B, ceil(H / strides), ceil(W / strides), filters]."""
-        return self.finish(x, self.expanded(x, training=training), training=training)
+    def call(self, x, training=False, surround=None):
+        """x: [B, H, W, C] float32; returns [B, ceil(H / strides), ceil(W / strides), filters].
+        surround: of the depthwise convolution, see `Conv.call`."""
+        return self.finish(x, self.expanded(x, training=training), training, surround)
 
 
 class MobileNetV2(tf_keras.layers.Layer):
@@ -172,9 +174,10 @@ class MobileNetV2(tf_keras.layers.Layer):
                     )
                 )
 
-    def call(self, x, training=False):
-        """x: [B, H, W, 3] float32 in [-1, 1); returns [B, H / stride, W / stride, C]."""
-        x = self.stem(x, training=training)
+    def call(self, x, training=False, surround=None):
+        """x: [B, H, W, 3] float32 in [-1, 1); returns [B, H / stride, W / stride, C].
+        surround: of every convolution, see `Conv.call`."""
+        x = self.stem(x, training=training, surround=surround)
         for block in self.blocks:
-            x = block(x, training=training)
+            x = block(x, training=training, surround=surround)
         return x

@@ -6,6 +6,10 @@ inside the last strided block, the second a 1×1 convolution to 1280·α channel
 bottleneck, and four extra maps follow. Every map has predictors of its own. The largest map has
 three anchors a cell, the others six.
 
+It is also the detector of PW 4.1, which runs on windows of the frame: `body` is what can be
+computed window by window, up to the 1×1 convolution of the first extra map, and `tail` what reads
+the full frame (`models.patchwork`).
+
 Differs from the paper: frames are scaled to [-1, 127/128], as in `models.interleaved`.
 """
 
@@ -20,7 +24,13 @@ from memvid_tf.layers.conv import BatchNorm, Conv
 from memvid_tf.layers.fake_quant import quantize
 from memvid_tf.models.interleaved import QUANTIZATIONS, AnchorConfig, chosen
 from memvid_tf.models.mobilenet_v2 import BACKBONES, MobileNetV2, scale_channels
-from memvid_tf.models.ssdlite import ExtraMap, Predictor, background_prior, map_sizes
+from memvid_tf.models.ssdlite import (
+    ExtraMap,
+    Predictor,
+    background_prior,
+    by_anchor,
+    map_sizes,
+)
 
 
 @dataclasses.dataclass
@@ -34,7 +44,7 @@ class SingleFrameConfig(hyperparams.Config):
       depth_multiplier: α, scales all channels.
       min_depth: least number of channels of the backbone's layers and of the extra maps.
       last_channels: channels at α = 1 of the convolution after the last bottleneck.
-      extra_depths: channels at α = 1 of the extra maps, largest first.
+      extra_depths: channels at α = 1 of the extra maps, largest first; at least one.
       anchors: the default boxes, those of the object detection API.
       norm_momentum: momentum of batch normalisation.
       quantization: "none" for the float network, "int8" for simulated quantization.
@@ -59,23 +69,23 @@ class SingleFrameConfig(hyperparams.Config):
 class TappedMobileNetV2(MobileNetV2):
     """MobileNetV2 that also returns the expansion inside its last strided block."""
 
-    def call(self, x, training=False):
-        """x: [B, H, W, 3] float32 in [-1, 1).
+    def call(self, x, training=False, surround=None):
+        """x: [B, H, W, 3] float32 in [-1, 1); surround: as of `MobileNetV2`.
 
         Returns:
           The expansion [B, 2·H / stride, 2·W / stride, C·expansion] and the last bottleneck
           [B, H / stride, W / stride, C'].
         """
         tapped = [block for block in self.blocks if block.strides > 1][-1]
-        x = self.stem(x, training=training)
+        x = self.stem(x, training=training, surround=surround)
         for block in self.blocks:
             if block is not tapped:
-                x = block(x, training=training)
+                x = block(x, training=training, surround=surround)
                 continue
             if not block.built:
                 block.build(x.shape)  # Keras builds on `call`, which the tap goes around
             inside = block.expanded(x, training=training)
-            x = block.finish(x, inside, training=training)
+            x = block.finish(x, inside, training, surround)
         return inside, x
 
 
@@ -92,6 +102,8 @@ class SingleFrameDetector(tf_keras.Model):
         self.config = config
         scheme = chosen("model.quantization", config.quantization, QUANTIZATIONS)
         stages = chosen("model.backbone", config.backbone, BACKBONES)
+        if not config.extra_depths:
+            raise ValueError("model.extra_depths is empty; name the depth of at least one map")
         alpha, min_depth = config.depth_multiplier, config.min_depth
         norm = self.norm = BatchNorm(config.norm_momentum)
         self.image_range = quantize(scheme, "image", name="image_range")
@@ -115,11 +127,11 @@ class SingleFrameDetector(tf_keras.Model):
         first = (-(-side // (self.backbone.stride // 2)) for side in config.image_size)
         self.anchors = make_anchors(map_sizes(*first, maps), spec)
         # One range each, so that concatenating the maps needs no rescaling.
-        box_range = quantize(scheme, "observed", name="box_range")
-        class_range = quantize(scheme, "observed", name="class_range")
+        self.box_range = quantize(scheme, "observed", name="box_range")
+        self.class_range = quantize(scheme, "observed", name="class_range")
         counts = [len(shapes) for shapes in spec.shapes(maps)]
         self.box_predictors = [
-            Predictor(n, 4, scheme, box_range, norm=norm, name=f"boxes_{k}")
+            Predictor(n, 4, scheme, self.box_range, norm=norm, name=f"boxes_{k}")
             for k, n in enumerate(counts)
         ]
         self.class_predictors = [
@@ -127,7 +139,7 @@ class SingleFrameDetector(tf_keras.Model):
                 n,
                 1 + config.num_classes,
                 scheme,
-                class_range,
+                self.class_range,
                 bias=background_prior(config.num_classes),
                 norm=norm,
                 name=f"classes_{k}",
@@ -138,6 +150,50 @@ class SingleFrameDetector(tf_keras.Model):
     def preprocess(self, frames):
         """[B, H, W, 3] uint8 to float32 in [-1, 127/128]."""
         return tf.cast(frames, tf.float32) / 128.0 - 1.0
+
+    def body(self, images, training=False, surround=None):
+        """What a window of the frame is enough for, given its surroundings.
+
+        Args:
+          images: [B, H, W, 3] float32, what `preprocess` returned.
+          training: whether observers and batch statistics are updated.
+          surround: of every convolution, see `Conv.call`; None on a full frame.
+
+        Returns:
+          Maps, [B, h, w, C] float32 each: `boxes_k` and `classes_k`, the predictions of the two
+          largest maps, and `features`, what the first extra map is made of.
+        """
+        inside, x = self.backbone(self.image_range(images), training=training, surround=surround)
+        last = self.last(x, training=training)
+        outputs = {}
+        for k, x in enumerate((inside, last)):
+            arguments = dict(training=training, surround=surround)
+            outputs[f"boxes_{k}"] = self.box_predictors[k](x, **arguments)
+            outputs[f"classes_{k}"] = self.class_predictors[k](x, **arguments)
+        return {**outputs, "features": self.extras[0].reduce(last, training=training)}
+
+    def tail(self, maps, training=False):
+        """The predictions of the full frame from what `body` made of it; returns as `detect`."""
+        # Entering a graph of its own, a tensor carries the range that it left the body's with.
+        x = self.extras[0].reduce.output_range(maps["features"], training=False)
+        x = self.extras[0].halve(x, training)
+        extras = [x]
+        for extra in self.extras[1:]:
+            extras.append(extra(extras[-1], training=training))
+
+        def concatenated(kind, predictors, outputs, output_range):
+            large = [output_range(maps[f"{kind}_{k}"], training=False) for k in (0, 1)]
+            small = [p(x, training=training) for p, x in zip(predictors[2:], extras)]
+            small = tf.concat([by_anchor(p, outputs) for p in small], 1)
+            return tf.concat([*(by_anchor(p, outputs) for p in large), small], 1)
+
+        logits = 1 + self.config.num_classes
+        return {
+            "box_encodings": concatenated("boxes", self.box_predictors, 4, self.box_range),
+            "class_logits": concatenated(
+                "classes", self.class_predictors, logits, self.class_range
+            ),
+        }
 
     def detect(self, images, training=False):
         """Predictions.
@@ -150,19 +206,7 @@ class SingleFrameDetector(tf_keras.Model):
           {"box_encodings": [B, A, 4], "class_logits": [B, A, 1 + num_classes]} float32, column 0
           of the logits is the background.
         """
-        x = self.image_range(images)
-        inside, x = self.backbone(x, training=training)
-        maps = [inside, self.last(x, training=training)]
-        for extra in self.extras:
-            maps.append(extra(maps[-1], training=training))
-
-        def concatenated(predictors):
-            return tf.concat([p(m, training=training) for p, m in zip(predictors, maps)], 1)
-
-        return {
-            "box_encodings": concatenated(self.box_predictors),
-            "class_logits": concatenated(self.class_predictors),
-        }
+        return self.tail(self.body(images, training), training)
 
     def call(self, frames, training=False):
         """frames: [B, H, W, 3] uint8 of `image_size`; returns as `detect`."""

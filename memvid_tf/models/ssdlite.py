@@ -39,10 +39,13 @@ class ExtraMap(tf_keras.layers.Layer):
         self.depthwise = DepthwiseConv(3, strides=2, name="depthwise", **common)
         self.expand = Conv(depth, name="expand", **common)
 
+    def halve(self, reduced, training=False):
+        """The map from what `reduce` returned, [B, H, W, depth // 2]."""
+        return self.expand(self.depthwise(reduced, training=training), training=training)
+
     def call(self, x, training=False):
         """x: [B, H, W, C] float32; returns [B, ceil(H/2), ceil(W/2), depth]."""
-        x = self.reduce(x, training=training)
-        return self.expand(self.depthwise(x, training=training), training=training)
+        return self.halve(self.reduce(x, training=training), training)
 
 
 class Predictor(tf_keras.layers.Layer):
@@ -63,7 +66,6 @@ class Predictor(tf_keras.layers.Layer):
         **kwargs,
     ):
         super().__init__(**kwargs)
-        self.outputs = outputs
         self.depthwise = DepthwiseConv(
             3, activation="relu6", norm=norm, scheme=scheme, name="depthwise"
         )
@@ -75,12 +77,18 @@ class Predictor(tf_keras.layers.Layer):
             name="pointwise",
         )
 
-    def call(self, x, training=False):
-        """x: [B, H, W, C] float32; returns [B, H·W·anchors, outputs]."""
-        y = self.pointwise(self.depthwise(x, training=training), training=training)
-        batch = -1 if x.shape[0] is None else x.shape[0]
-        anchors = y.shape[1] * y.shape[2] * y.shape[3] // self.outputs
-        return tf.reshape(y, [batch, anchors, self.outputs])
+    def call(self, x, training=False, surround=None):
+        """x: [B, H, W, C] float32; returns [B, H, W, anchors·outputs].
+        surround: of the depthwise convolution, see `Conv.call`."""
+        y = self.depthwise(x, training=training, surround=surround)
+        return self.pointwise(y, training=training)
+
+
+def by_anchor(predictions, outputs: int):
+    """[B, H, W, anchors·outputs] to [B, H·W·anchors, outputs], the order of `make_anchors`."""
+    batch = -1 if predictions.shape[0] is None else predictions.shape[0]
+    anchors = predictions.shape[1:].num_elements() // outputs
+    return tf.reshape(predictions, [batch, anchors, outputs])
 
 
 def background_prior(num_classes: int, object_probability: float = 0.01):
@@ -127,6 +135,7 @@ class SSDLite(tf_keras.layers.Layer):
         # One range each, so that concatenating the maps needs no rescaling (LFS 3.5).
         box_range = quantize(scheme, "observed", name="box_range")
         class_range = quantize(scheme, "observed", name="class_range")
+        self.num_logits = 1 + num_classes
         # Keras tracks dictionaries by string keys.
         self.box_predictors = {
             str(n): Predictor(n, 4, scheme, box_range, name=f"boxes_{n}") for n in set(anchors)
@@ -134,7 +143,7 @@ class SSDLite(tf_keras.layers.Layer):
         self.class_predictors = {
             str(n): Predictor(
                 n,
-                1 + num_classes,
+                self.num_logits,
                 scheme,
                 class_range,
                 bias=background_prior(num_classes),
@@ -153,14 +162,15 @@ class SSDLite(tf_keras.layers.Layer):
     def predict(self, maps, training=False):
         """Predictions from what `feature_maps` returned; see `call`."""
 
-        def concatenated(predictors):
-            return tf.concat(
-                [predictors[str(n)](m, training=training) for n, m in zip(self.anchors, maps)], 1
-            )
+        def concatenated(predictors, outputs):
+            predicted = [
+                predictors[str(n)](m, training=training) for n, m in zip(self.anchors, maps)
+            ]
+            return tf.concat([by_anchor(p, outputs) for p in predicted], 1)
 
         return {
-            "box_encodings": concatenated(self.box_predictors),
-            "class_logits": concatenated(self.class_predictors),
+            "box_encodings": concatenated(self.box_predictors, 4),
+            "class_logits": concatenated(self.class_predictors, self.num_logits),
         }
 
     def call(self, x, training=False):

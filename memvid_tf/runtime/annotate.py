@@ -1,7 +1,8 @@
 """Draws what a runner found: boxes, and how it was found.
 
 The border and the badge carry the colour of whatever produced the detections (f0, f1, or f1 with f0
-in a thread beside it), so that watching a video shows the schedule at work.
+in a thread beside it), so that watching a video shows the schedule at work. Of Patchwork the window
+is drawn, and how old every other part of the frame is.
 """
 
 from collections.abc import Sequence
@@ -11,6 +12,7 @@ import numpy as np
 
 from memvid_tf.runtime.postprocess import Detections
 from memvid_tf.runtime.runners import FrameResult
+from memvid_tf.runtime.windowed import WindowResult
 
 # RGB. The first three stand for the extractors, the others for classes, taken in turn.
 _BADGES = {"f0": (230, 110, 20), "f1": (40, 120, 220), "async": (30, 150, 80)}
@@ -18,6 +20,7 @@ _CLASSES = (
     (255, 196, 0), (0, 200, 255), (255, 80, 120), (120, 230, 80), (200, 120, 255), (255, 140, 60),
     (80, 160, 255), (240, 240, 120), (0, 220, 170), (255, 150, 210),
 )  # fmt: skip
+_WINDOW, _MASK = (230, 40, 40), (60, 200, 60)
 _FONT = cv2.FONT_HERSHEY_SIMPLEX
 # Letters below about nine pixels cannot be read, so smaller frames are enlarged first.
 _MIN_SIDE_PX = 320
@@ -49,6 +52,42 @@ def annotate(
     extractor = f"{result.extractor} (async)" if mode == "async" else result.extractor
     text = f"{extractor} | {memory} | frame {result.index}"
     _text(image, text, (0, height), _BADGES[badge], (255, 255, 255))
+    return image
+
+
+def annotate_windows(
+    frame: np.ndarray, result: WindowResult, labels: Sequence[str]
+) -> np.ndarray:
+    """A new image with boxes or mask, the window, and the age of every tile.
+
+    Args:
+      frame: [H, W, 3] uint8 RGB, enlarged as by `annotate`.
+      result: what `windowed.WindowRunner` yielded for it.
+      labels: class names.
+
+    Returns:
+      [H', W', 3] uint8 RGB.
+    """
+    image = _enlarged(frame)
+    height, width = image.shape[:2]
+    if result.mask is not None:
+        mask = cv2.resize(result.mask.astype(np.uint8), (width, height)) > 0
+        image[mask] = image[mask] // 2 + np.array(_MASK, np.uint8) // 2
+    if result.detections is not None:
+        _draw(image, result.detections, labels)
+    slices = len(result.ages_frames)
+    for row, column in np.ndindex(slices, slices):
+        if age := int(result.ages_frames[row, column]):
+            corner = column * width // slices + 4, row * height // slices + 16 * _thickness(image)
+            cv2.putText(
+                image, str(age), corner, _FONT, 0.4 * _thickness(image), _WINDOW, 1, cv2.LINE_AA
+            )
+    ymin, xmin, ymax, xmax = np.array(result.window) * (height, width, height, width)
+    corner, opposite = (round(xmin), round(ymin)), (round(xmax) - 1, round(ymax) - 1)
+    cv2.rectangle(image, corner, opposite, _WINDOW, 2 * _thickness(image))
+    where = "full frame" if result.action is None else f"window {result.action}"
+    text = f"{where} | oldest {int(result.ages_frames.max())} | frame {result.index}"
+    _text(image, text, (0, height), _WINDOW, (255, 255, 255))
     return image
 
 

@@ -150,7 +150,7 @@ def _read_labels(path: Path) -> tuple[str, ...]:
 
 
 def _check_label_count(manifest: Manifest, labels: tuple[str, ...]) -> None:
-    logits = manifest.tensor(f"{manifest.calls['f0'][1]}/class_logits", "outputs")
+    logits = manifest.tensor(f"{manifest.calls['post'][0]}/class_logits", "inputs")
     if len(labels) != logits.shape[-1] - 1:
         raise BundleError(
             f"{manifest.labels} has {len(labels)} lines, wanted {logits.shape[-1] - 1}: "

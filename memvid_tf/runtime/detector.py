@@ -17,6 +17,7 @@ from memvid_tf.runtime.preprocess import ImagePreparer, PreparedFrame
 
 # The memory: one array for each entry of the manifest's `state`, in that order (c, h), as stored.
 State = tuple[np.ndarray, ...]
+HEADS = ("box_encodings", "class_logits")
 
 
 class InterleavedDetector:
@@ -70,19 +71,15 @@ class InterleavedDetector:
 
         step_name = manifest.calls["f0"][1]
         memory = load_graph(bundle, step_name, num_threads)
-        heads = ("box_encodings", "class_logits")
+        heads = HEADS
         inputs = ("features", *(state.input for state in manifest.state))
         self._step = memory.bind(inputs, heads)
         self._step_and_write = memory.bind(
             inputs, (*heads, *(state.output for state in manifest.state))
         )
 
-        head_specs = [manifest.tensor(f"{step_name}/{name}", "outputs") for name in heads]
         overrides = (score_threshold, iou_threshold, max_detections)
-        if all(override is None for override in overrides):
-            self._post = _CompiledPost(bundle, head_specs, num_threads)
-        else:
-            self._post = _NumpyPost(bundle, head_specs, *overrides)
+        self._post = post_processing(bundle, step_name, num_threads, *overrides)
 
     def prepare(
         self, frame: np.ndarray, extractors: Sequence[str] = ("f0", "f1")
@@ -144,13 +141,12 @@ class _CompiledPost:
 
     def __init__(self, bundle: Bundle, heads: list[TensorSpec], num_threads: int):
         graph = load_graph(bundle, bundle.manifest.calls["post"][0], num_threads)
-        names = ("box_encodings", "class_logits")
-        self._call = graph.bind(names, ("boxes", "scores", "classes", "count"))
+        self._call = graph.bind(HEADS, ("boxes", "scores", "classes", "count"))
         self.last_ms = 0.0
         # Each head goes in as stored, or as real values where the graph takes those.
         self._convert = [
             dequantizer(head) if graph.inputs[name].dtype == np.float32 else lambda stored: stored
-            for name, head in zip(names, heads)
+            for name, head in zip(HEADS, heads)
         ]
 
     def __call__(self, box_encodings: np.ndarray, class_logits: np.ndarray) -> Detections:
@@ -189,6 +185,30 @@ class _NumpyPost:
         found = detections(to_boxes(box_encodings), to_logits(class_logits), *self._arguments)
         self.last_ms = (time.perf_counter() - start) * 1e3
         return found
+
+
+def post_processing(
+    bundle: Bundle,
+    call: str,
+    num_threads: int = 1,
+    score_threshold: float | None = None,
+    iou_threshold: float | None = None,
+    max_detections: int | None = None,
+) -> _CompiledPost | _NumpyPost:
+    """A function from the stored heads of a frame to its `Detections`; `last_ms` is its time.
+
+    Args:
+      bundle: of a detector.
+      call: "graph/signature" that the heads come from.
+      num_threads: threads of one invoke.
+      score_threshold, iou_threshold, max_detections: None keeps the bundle's; a value for any
+        replaces the compiled post-processing by the NumPy one.
+    """
+    heads = [bundle.manifest.tensor(f"{call}/{name}", "outputs") for name in HEADS]
+    overrides = (score_threshold, iou_threshold, max_detections)
+    if all(override is None for override in overrides):
+        return _CompiledPost(bundle, heads, num_threads)
+    return _NumpyPost(bundle, heads, *overrides)
 
 
 def initial_state(bundle: Bundle) -> State:

@@ -20,11 +20,13 @@ import numpy as np
 
 from memvid_tf.errors import UserError
 from memvid_tf.runtime.typed_json import SchemaError, decode, decode_fields, encode, parse
+from memvid_tf.runtime.window_spec import WindowSpec, describe
 
 SCHEMA_VERSION = 1
 F1_FROM_F0 = "box mean, rounded half up"
 DTYPES = ("float32", "int8")
 OBSERVES = ("memory", "candidate")
+MASK_RESIZE = "bilinear, half-pixel centres"
 
 
 class BundleError(UserError):
@@ -167,6 +169,15 @@ class PolicySpec:
 
 
 @dataclasses.dataclass(frozen=True)
+class MaskSpec:
+    """How logits [1, h, w, 1] become a mask of the frame: as real values, resized, it is what lies
+    above `threshold`."""
+
+    resize: str = MASK_RESIZE
+    threshold: float = 0.0
+
+
+@dataclasses.dataclass(frozen=True)
 class Golden:
     """Raw little-endian inputs and outputs of one call, recorded at export: files by tensor."""
 
@@ -202,6 +213,8 @@ class Manifest:
     post: PostSpec | None = None
     tau: int | None = None
     policy: PolicySpec | None = None
+    windows: WindowSpec | None = None
+    mask: MaskSpec | None = None
 
     @classmethod
     def from_json(cls, text: str) -> "Manifest":
@@ -303,6 +316,10 @@ class Manifest:
         self._validate_golden()
         if self.post is not None:
             _validate_post(self.post)
+        if self.image.color != "RGB":
+            _fail("image.color", self.image.color, "'RGB'")
+        if self.image.std <= 0:
+            _fail("image.std", self.image.std, "a number above 0")
         _SYSTEMS[self.system](self)
 
     def _validate_graphs(self) -> None:
@@ -442,10 +459,6 @@ def _validate_interleaved(manifest: Manifest) -> None:
     sizes = manifest.image.sizes
     if set(sizes) != {"f0", "f1"}:
         _fail("image", sorted(sizes), "the sizes of exactly ['f0', 'f1']")
-    if manifest.image.color != "RGB":
-        _fail("image.color", manifest.image.color, "'RGB'")
-    if manifest.image.std <= 0:
-        _fail("image.std", manifest.image.std, "a number above 0")
     if manifest.image.f1_from_f0 != F1_FROM_F0:
         _fail("image.f1_from_f0", manifest.image.f1_from_f0, repr(F1_FROM_F0))
     factors = {big / small for big, small in zip(sizes["f0"], sizes["f1"])}
@@ -457,7 +470,10 @@ def _validate_interleaved(manifest: Manifest) -> None:
         image = f"{manifest.calls[name][0]}/image"
         if manifest.tensor(image, "inputs").shape != (1, *sizes[name], 3):
             _fail(f"image.{name}", sizes[name], f"the size of tensor {image}")
-    _validate_heads(manifest)
+    step = manifest.calls["f0"][1]
+    if manifest.calls["f1"][1] != step:
+        _fail("calls.f1", manifest.calls["f1"], f"the memory's signature of calls.f0, {step!r}")
+    _validate_heads(manifest, step)
     if (manifest.policy is None) != ("policy" not in manifest.calls):
         _fail("policy", manifest.policy, "a value exactly where calls has 'policy'")
     if manifest.policy is not None:
@@ -506,10 +522,9 @@ def _validate_extractor_call(manifest: Manifest, name: str) -> None:
         manifest.tensor(f"{steps[1]}/{state.output}", "outputs")
 
 
-def _validate_heads(manifest: Manifest) -> None:
-    step, post = manifest.calls["f0"][1], manifest.calls["post"][0]
-    if manifest.calls["f1"][1] != step:
-        _fail("calls.f1", manifest.calls["f1"], f"the memory's signature of calls.f0, {step!r}")
+def _validate_heads(manifest: Manifest, step: str) -> None:
+    """The predictions of one signature, and the post-processing that takes them."""
+    post = manifest.calls["post"][0]
     boxes = manifest.tensor(f"{step}/box_encodings", "outputs").shape
     logits = manifest.tensor(f"{step}/class_logits", "outputs").shape
     anchors = len(manifest.anchors)
@@ -533,4 +548,64 @@ def _validate_heads(manifest: Manifest) -> None:
             _fail(f"tensor {post}/{name}", tensor, f"float32 of shape {shape}")
 
 
-_SYSTEMS = {"interleaved": _validate_interleaved}
+def _validate_patchwork(manifest: Manifest) -> None:
+    """What Patchwork needs beyond the generic schema; see `window_spec` for what it means."""
+    detects = "post" in manifest.calls
+    for field, needed in (
+        ("windows", True),
+        *((field, detects) for field in ("anchors", "box_coder", "post")),
+        ("mask", not detects),
+    ):
+        if (getattr(manifest, field) is not None) != needed:
+            what = "a value" if needed else "nothing"
+            _fail(field, getattr(manifest, field), f"{what} where calls are {list(manifest.calls)}")
+    for name in ("first", "step"):
+        if len(manifest.calls.get(name, ())) != 2:
+            found = manifest.calls.get(name)
+            _fail(f"calls.{name}", found, "a signature of the body, then the tail")
+    (first, tail), (step, same_tail) = (manifest.calls[name] for name in ("first", "step"))
+    if same_tail != tail:
+        _fail("calls.step", manifest.calls["step"], f"the tail of calls.first, {tail!r}")
+    spec, sizes = manifest.windows, manifest.image.sizes
+    if set(sizes) != {"full", "window"}:
+        _fail("image", sorted(sizes), "the sizes of exactly ['full', 'window']")
+    for name, call in (("full", first), ("window", step)):
+        if manifest.tensor(f"{call}/image", "inputs").shape != (1, *sizes[name], 3):
+            _fail(f"image.{name}", sizes[name], f"the size of tensor {call}/image")
+    try:
+        layout = spec.layout()
+        layout.windows.check("image.full", sizes["full"])
+    except ValueError as error:
+        _fail("windows", str(error), "windows that fit every cell")
+    if spec != describe(layout, [spec.image_rows, spec.image_columns], spec.maps):
+        _fail("windows", spec, "kept rows and columns, and the chunk, that follow from the rest")
+    for axis, halo in enumerate((spec.image_rows, spec.image_columns)):
+        wanted = layout.windows.size(sizes["full"][axis]) + sum(halo)
+        if sizes["window"][axis] != wanted:
+            _fail("image.window", sizes["window"], f"{wanted} on axis {axis}, halo included")
+    ends = [(f"{step}/halo", "inputs", layout.halo), (f"{step}/own", "outputs", layout.own)]
+    ends.append((f"{first}/strips", "outputs", layout.memory))
+    halo = manifest.tensor(ends[0][0], "inputs")
+    for name, side, chunks in ends:
+        wanted = dataclasses.replace(halo, shape=(1, chunks, spec.chunk))
+        if manifest.tensor(name, side) != wanted:
+            _fail(f"tensor {name}", manifest.tensor(name, side), f"{wanted}")
+    if sorted(spec.maps) != sorted(manifest.signature(tail).inputs):
+        _fail("windows.maps", spec.maps, f"the inputs of {tail}")
+    for name in spec.maps:
+        whole = manifest.tensor(f"{tail}/{name}", "inputs")
+        window = [layout.windows.size(side) for side in whole.shape[1:3]]
+        part = dataclasses.replace(whole, shape=(1, *window, *whole.shape[3:]))
+        for producer, wanted in ((first, whole), (step, part)):
+            if manifest.tensor(f"{producer}/{name}", "outputs") != wanted:
+                found = manifest.tensor(f"{producer}/{name}", "outputs")
+                _fail(f"tensor {producer}/{name}", found, f"{wanted}")
+    if detects:
+        _validate_heads(manifest, tail)
+    else:
+        manifest.tensor(f"{tail}/mask_logits", "outputs")
+        if manifest.mask.resize != MASK_RESIZE:
+            _fail("mask.resize", manifest.mask.resize, repr(MASK_RESIZE))
+
+
+_SYSTEMS = {"interleaved": _validate_interleaved, "patchwork": _validate_patchwork}

@@ -33,7 +33,7 @@ class ImagePreparer:
         """`f0` and `f1` are the image tensors of the two graphs."""
         self._size = image.sizes["f0"]
         self._factor = image.sizes["f0"][0] // image.sizes["f1"][0]
-        self._store_f0, self._store_f1 = _storer(image, f0), _storer(image, f1)
+        self._store_f0, self._store_f1 = storer(image, f0), storer(image, f1)
 
     def prepare(self, frame: np.ndarray, extractors: Sequence[str]) -> PreparedFrame:
         """The images of `frame`, [H, W, 3] uint8 RGB of any size.
@@ -76,7 +76,7 @@ def box_mean(image: np.ndarray, factor: int) -> np.ndarray:
     return ((blocks.sum(axis=(1, 3), dtype=np.uint32) + area // 2) // area).astype(np.uint8)
 
 
-def _storer(image: ImageSpec, tensor: TensorSpec) -> Callable[[np.ndarray], np.ndarray]:
+def storer(image: ImageSpec, tensor: TensorSpec) -> Callable[[np.ndarray], np.ndarray]:
     """A function from [H, W, 3] uint8 pixels to a new array of the tensor's stored values."""
     pixels = np.arange(256, dtype=np.float32)
     table = (pixels - np.float32(image.mean)) / np.float32(image.std)

@@ -1,0 +1,154 @@
+"""From a Patchwork network to a bundle: graphs, gate, goldens and manifest, in one folder."""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+from export import bundle, convert, gate, patchwork_graphs
+from export.graphs import SERVING
+from memvid_tf import provenance
+from memvid_tf.detection.matching import CODER_WEIGHTS
+from memvid_tf.errors import UserError
+from memvid_tf.models.patchwork import Patchwork
+from memvid_tf.models.single_frame import SingleFrameDetector
+from memvid_tf.runtime import manifest as schema
+from memvid_tf.runtime.window_spec import describe
+
+TAIL = f"tail/{SERVING}"
+POST = f"post/{SERVING}"
+CALLS = {"first": ("body/full", TAIL), "step": ("body/window", TAIL)}
+POST_EDGES = tuple((f"{TAIL}/{name}", f"{POST}/{name}") for name in bundle.HEADS)
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """Where a network comes from, for its manifest.
+
+    Attributes:
+      config: the configuration it was trained with.
+      labels: class names; ("foreground",) of a segmenter.
+      checkpoint: name and step of the checkpoint.
+    """
+
+    config: dict[str, Any]
+    labels: tuple[str, ...]
+    checkpoint: schema.Checkpoint
+
+
+def convert_graphs(model: Patchwork, options: bundle.Options) -> dict[str, bytes]:
+    """The flatbuffers of a network, past the gate.
+
+    Args:
+      model: a network with simulated quantization for "int8", without for "float32".
+      options: of the export; `tau` means nothing here.
+
+    Returns:
+      The bytes of body and tail, and of post for a detector.
+
+    Raises:
+      GateError: if a graph is not one that an accelerator runs whole; names the tensors.
+      UserError: a network of the other precision, or with a range that was never observed.
+    """
+    wanted = "int8" if options.precision == "int8" else "none"
+    found = model.network.config.quantization
+    if found != wanted:
+        raise UserError(
+            f"precision {options.precision!r} needs a network with quantization {wanted!r}, this "
+            f"one has {found!r}"
+        )
+    bundle.check_observed(model)
+    flatbuffers = {
+        name: convert.convert(graph.module, graph.signatures, precision=options.precision)
+        for name, graph in patchwork_graphs.patchwork(model).items()
+    }
+    gate.check(flatbuffers, patchwork_graphs.map_edges(model), precision=options.precision)
+    copied = patchwork_graphs.copied_edges(model)
+    violations = gate.check_edges(flatbuffers, copied, gate.COPIED_FIELDS)
+    if _detects(model):
+        heads = gate.tensor_info(flatbuffers["tail"], SERVING).outputs
+        flatbuffers["post"] = bundle.post_processing(model.network, heads, options)
+        violations += gate.check_post_processing("post", flatbuffers["post"])
+        violations += gate.check_edges(flatbuffers, POST_EDGES)
+    if violations:
+        raise gate.GateError(violations)
+    return flatbuffers
+
+
+def write(model: Patchwork, source: Source, options: bundle.Options, output_dir: str) -> None:
+    """Writes a bundle, whole or not at all.
+
+    Args:
+      model: the network and its windows.
+      source: where it comes from.
+      options: of the export.
+      output_dir: the bundle's folder, whose name becomes the bundle's; an older one is replaced.
+
+    Raises:
+      GateError: see `convert_graphs`.
+      UserError: the same, or if the folder holds something else.
+    """
+    bundle.check_output(output_dir)
+    flatbuffers = convert_graphs(model, options)
+    bundle.write_folder(
+        output_dir,
+        flatbuffers,
+        source.labels,
+        lambda name: _manifest(model, source, options, flatbuffers, name),
+        _record_goldens,
+    )
+
+
+def _detects(model: Patchwork) -> bool:
+    return isinstance(model.network, SingleFrameDetector)
+
+
+def _manifest(model, source, options, flatbuffers, name) -> schema.Manifest:
+    """The manifest of a bundle, without its files and goldens."""
+    edges, calls, heads = patchwork_graphs.map_edges(model), CALLS, {"mask": schema.MaskSpec()}
+    if _detects(model):
+        edges, calls = edges + POST_EDGES, {**CALLS, "post": (POST,)}
+        anchors = tuple(tuple(float(x) for x in anchor) for anchor in model.network.anchors)
+        coder = schema.BoxCoder(*CODER_WEIGHTS)
+        heads = dict(anchors=anchors, box_coder=coder, post=options.post)
+    return schema.Manifest(
+        schema_version=schema.SCHEMA_VERSION,
+        system="patchwork",
+        name=name,
+        precision=options.precision,
+        created=provenance.now(),
+        code_version=provenance.code_version(),
+        checkpoint=source.checkpoint,
+        config=source.config,
+        labels=bundle.LABELS,
+        files={},
+        image=schema.ImageSpec(sizes={"full": model.image_size, "window": model.window_size}),
+        graphs={graph: bundle.graph_spec(graph, data) for graph, data in flatbuffers.items()},
+        state=(),
+        edges=edges,
+        calls=calls,
+        golden=(),
+        windows=describe(model.layout, model.frame_halo, tuple(model.map_sizes)),
+        **heads,
+    )
+
+
+def _record_goldens(recorder: bundle.Recorder, manifest: schema.Manifest) -> None:
+    """Runs two random frames, the first whole, and records every call.
+
+    The halo of the window is cut from the first frame's strips, in whatever order: what it says is
+    random anyway, and no input is constant.
+    """
+    rng = np.random.default_rng(bundle.GOLDEN_SEED)
+    first, step = CALLS["first"][0], CALLS["step"][0]
+    full_image, image = (
+        bundle.random_image(rng, manifest.tensor(f"{call}/image", "inputs"))
+        for call in (first, step)
+    )
+    full = recorder.record(first, {"image": full_image})
+    spec = manifest.tensor(f"{step}/{patchwork_graphs.HALO}", "inputs")
+    halo = np.resize(full.pop(patchwork_graphs.STRIPS), spec.shape)
+    recorder.record(step, {"image": image, patchwork_graphs.HALO: halo})
+    outputs = recorder.record(TAIL, full)
+    if manifest.post is not None:
+        recorder.record(POST, outputs)

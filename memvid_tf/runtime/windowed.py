@@ -1,0 +1,154 @@
+"""Frames in, predictions for the full frame out, though only a window of it was looked at (PW 3).
+
+The policies here need no network: `scanning` takes the windows in turn, `random` any of them (PW
+table 1).
+"""
+
+import dataclasses
+import time
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple, Protocol
+
+import cv2
+import numpy as np
+
+from memvid_tf.runtime.bundle import Bundle
+from memvid_tf.runtime.detector import dequantizer, post_processing
+from memvid_tf.runtime.patchwork import PatchworkNetwork
+from memvid_tf.runtime.postprocess import Detections
+from memvid_tf.runtime.runners import Timings
+
+RANDOM_SEED = 0
+
+
+class AttentionPolicy(Protocol):
+    """Picks the window of every frame but the first."""
+
+    def pick(self, frame_index: int) -> int:
+        """The action of frame `frame_index`, from 1."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Scanning:
+    """The windows in turn, row by row.
+
+    Attributes:
+      count: number of windows.
+    """
+
+    count: int
+
+    def pick(self, frame_index: int) -> int:
+        """The action of frame `frame_index`, from 1."""
+        return (frame_index - 1) % self.count
+
+
+class Random:
+    """Any window, all alike; the same ones for the same seed."""
+
+    def __init__(self, count: int, seed: int = RANDOM_SEED):
+        self._count, self._rng = count, np.random.default_rng(seed)
+
+    def pick(self, frame_index: int) -> int:
+        """The action of the next frame."""
+        return int(self._rng.integers(self._count))
+
+
+POLICIES = {"scanning": Scanning, "random": Random}
+
+
+class WindowResult(NamedTuple):
+    """What is known after one frame.
+
+    Attributes:
+      index: number of the frame, from 0.
+      detections: what was found; None where the bundle segments.
+      mask: [H, W] bool of the size of the frame; None where the bundle detects.
+      action: the window that was looked at; None for the first frame, seen whole.
+      window: the same as a box `[ymin, xmin, ymax, xmax]`, normalised.
+      ages_frames: [slices, slices] int32, frames since each tile was in a window.
+      timings: wall times; `extract_ms` is the body's and `memory_ms` the tail's.
+    """
+
+    index: int
+    detections: Detections | None
+    mask: np.ndarray | None
+    action: int | None
+    window: tuple[float, float, float, float]
+    ages_frames: np.ndarray
+    timings: Timings
+
+
+class WindowRunner:
+    """Runs one window a frame, in the calling thread."""
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        policy: str,
+        num_threads: int = 1,
+        score_threshold: float | None = None,
+    ):
+        """Loads the graphs.
+
+        Args:
+          bundle: a bundle whose system is "patchwork".
+          policy: a key of `POLICIES`.
+          num_threads: threads of one invoke.
+          score_threshold: of detections; None keeps the bundle's.
+        """
+        self._network = PatchworkNetwork(bundle, num_threads)
+        self._windows = self._network.layout.windows
+        self._make_policy = lambda: POLICIES[policy](self._windows.count)
+        manifest = bundle.manifest
+        tail = manifest.calls["first"][1]
+        self._mask, self._post = manifest.mask, None
+        if manifest.mask is None:
+            self._post = post_processing(bundle, tail, num_threads, score_threshold)
+        else:
+            self._to_logits = dequantizer(manifest.tensor(f"{tail}/mask_logits", "outputs"))
+
+    def run(self, frames: Iterable[np.ndarray]) -> Iterator[WindowResult]:
+        """Yields a result for every frame of one video, [H, W, 3] uint8 RGB arrays."""
+        network, memory, policy = self._network, None, self._make_policy()
+        for index, frame in enumerate(frames):
+            start = time.perf_counter()
+            image = network.prepare(frame)
+            ready = time.perf_counter()
+            action = None
+            if memory is None:
+                outputs, memory = network.first(image)
+            else:
+                action = policy.pick(index)
+                outputs = network.step(image, action, memory)
+            predicted = time.perf_counter()
+            detections, mask = None, None
+            if self._post is None:
+                mask = self._resized(outputs["mask_logits"], frame.shape[:2])
+            else:
+                detections = self._post(outputs["box_encodings"], outputs["class_logits"])
+            end = time.perf_counter()
+            timings = Timings(
+                (ready - start) * 1e3,
+                network.body_ms,
+                network.tail_ms,
+                (end - predicted) * 1e3 if self._post is None else self._post.last_ms,
+                (end - ready) * 1e3,
+            )
+            ages = memory.ages_frames.copy()
+            yield WindowResult(
+                index, detections, mask, action, self._box(action), ages, timings
+            )
+
+    def _resized(self, mask_logits: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+        logits = self._to_logits(mask_logits)[0, :, :, 0].astype(np.float32)
+        resized = cv2.resize(logits, size[::-1], interpolation=cv2.INTER_LINEAR)
+        return resized > self._mask.threshold
+
+    def _box(self, action: int | None) -> tuple[float, float, float, float]:
+        if action is None:
+            return 0.0, 0.0, 1.0, 1.0
+        windows = self._windows
+        top, left = (t / windows.slices for t in windows.tile(action))
+        side = windows.adjacent / windows.slices
+        return top, left, top + side, left + side
