@@ -1,10 +1,12 @@
 """The measurement of input pipeline and evaluators: what it counts, and what its page says."""
 
+import flagless
 import painted
 import pytest
 
-from benchmarks import data
 from memvid_tf.data import records
+
+data = flagless.program("benchmarks.data")
 
 
 @pytest.mark.slow

@@ -14,16 +14,18 @@ import threading
 import time
 from pathlib import Path
 
+import flagless
 import pytest
 import tiny_bundle
 
 from benchmarks import adb as adb_lib
-from benchmarks import benchmark_model, packages, payload, phone, pixel
+from benchmarks import benchmark_model, packages, payload, phone
 from benchmarks import measurements as schema
 from benchmarks.handset import GoldenMismatch, Handset, LoaderFailed, golden_limit
 from benchmarks.runner import local, plan
 from memvid_tf.errors import UserError
 
+pixel = flagless.program("benchmarks.pixel")
 ROOT = Path(__file__).parents[1]
 FOLDER = "/data/local/tmp/memvid"
 

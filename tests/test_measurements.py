@@ -7,16 +7,19 @@ import subprocess
 import sys
 from pathlib import Path
 
+import flagless
 import numpy as np
 import pytest
 import tiny_bundle
 
-from benchmarks import host, report, svg
+from benchmarks import svg
 from benchmarks import measurements as schema
 from benchmarks.engines import PythonEngine
 from memvid_tf.errors import UserError
 from memvid_tf.evaluation import streaming
 
+host = flagless.program("benchmarks.host")
+report = flagless.program("benchmarks.report")
 ROOT = Path(__file__).parents[1]
 SETTING = schema.Setting("phone", "net int8", "schedule", "sync τ=9", 1, "runner")
 

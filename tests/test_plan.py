@@ -5,13 +5,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import flagless
 import pytest
 
 from benchmarks import measurements as schema
-from benchmarks import plan
 from memvid_tf.errors import UserError
 from memvid_tf.evaluation.streaming import Latencies
 
+plan = flagless.program("benchmarks.plan")
 ROOT = Path(__file__).parents[1]
 LATENCIES = Latencies({"f0": [30.0], "f1": [4.0]}, memory_ms=1.0, update_ms=0.5, policy_ms=0.25)
 

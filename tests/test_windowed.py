@@ -3,17 +3,19 @@
 import json
 
 import cv2
+import flagless
 import numpy as np
 import pytest
-
 import tiny_bundle
 import tiny_patchwork
-from memvid_tf import detect
+from test_detect import detect as run_program
+
 from memvid_tf.errors import UserError
 from memvid_tf.runtime.annotate import annotate_windows
 from memvid_tf.runtime.patchwork import PatchworkNetwork
 from memvid_tf.runtime.windowed import Random, Scanning, WindowRunner
-from test_detect import detect as run_program
+
+detect = flagless.program("memvid_tf.detect")
 
 FRAME = (80, 100)  # fits no graph
 
