@@ -4,6 +4,7 @@ Tests of equality after an interruption compare whole checkpoints bit for bit: t
 deterministic, so no tolerance is needed.
 """
 
+import dataclasses
 import itertools
 import math
 import os
@@ -347,6 +348,30 @@ def test_a_loss_beyond_the_bound_ends_training(tmp_path, capfd):
     assert tiny_run.program("memvid_tf.train", **flags, mode="train") == 2
     [line] = own_lines(capfd.readouterr().err)
     assert re.match(r"error: training diverged: .*larger than the bound 0\.5", line), line
+
+
+@pytest.mark.slow
+def test_clips_that_cannot_be_decoded_end_training_with_their_list(tmp_path, capfd):
+    from memvid_tf.data import sharding, synthetic
+
+    info = records.read_info(tiny_run.data())
+    plan = synthetic.plan(synthetic.SyntheticConfig(**info.config))
+
+    def damaged(split, index):
+        clip = plan.make_clip(split, index)
+        if split == "train" and index == 3:
+            clip.images[:] = [image[: len(image) // 2] for image in clip.images]
+        return clip
+
+    damaged_plan = dataclasses.replace(plan, make_clip=damaged)
+    sharding.write_dataset(tmp_path / "set", damaged_plan, workers=0)
+    values = dict(trainer__steps_per_loop=1, **EAGER)
+    values["task__train_data__input_path"] = tmp_path / "set"
+    flags = tiny_run.float_flags(tmp_path / "run", **values)
+    assert tiny_run.program("memvid_tf.train", **flags, mode="train") == 2
+    [line] = own_lines(capfd.readouterr().err)
+    wanted = r"error: 1 clips cannot be decoded, allowed are 0: record 3 of \S+/set/train-00000-of-"
+    assert re.match(wanted, line), line
 
 
 def training_batches(start_step):
