@@ -150,6 +150,15 @@ def test_nothing_crashes_it(tmp_path, name):
         shutil.rmtree(tmp_path / "hurt")
 
 
+def test_without_lists_every_sequence_is_looked_at(tmp_path):
+    TREES["davis2016"](tmp_path)
+    shutil.rmtree(tmp_path / "ImageSets")
+    (tmp_path / "JPEGImages/480p/bear/00001.jpg").write_bytes(b"")
+    found = examine("davis2016", tmp_path)
+    assert list(found) == ["split train that cannot be found", "split val that cannot be found",
+                           "picture that cannot be read"]
+
+
 def test_the_diagnosis_counts_and_gives_examples():
     diagnosis = doctor.Diagnosis(examples=2)
     assert (diagnosis.count, diagnosis.text()) == (0, "nothing is wrong")

@@ -44,36 +44,44 @@ def examine(
       every: look at every n-th frame of a video, and at every n-th still image.
       progress: wraps what takes long, as `tqdm.tqdm` does.
     """
-    for split in layout.splits:
+    found = {}
+    for split in (*layout.splits, "all"):
+        # Where no split is known all videos are looked at, if the layout can tell them.
+        if split == "all" and found:
+            break
         try:
-            videos = layout.videos(split)
+            found[split] = layout.videos(split)
             yield from layout.findings(split)
         except (records.DatasetError, OSError) as error:
-            yield Finding(f"split {split} that cannot be found", str(error))
+            if split != "all":
+                yield Finding(f"split {split} that cannot be found", str(error))
+    for videos in found.values():
+        step = every if layout.stills else 1
+        for video, frames in progress(videos[::step]):
+            yield from _video_findings(layout, video, frames, decode, every)
+
+
+def _video_findings(layout, video, frames, decode, every):
+    sizes = set()
+    for t in range(0, frames, every):
+        where = f"{video} frame {t}" if frames > 1 else video
+        try:
+            truth = layout.truth(video, t)
+        except records.DatasetError as error:
+            yield Finding("annotation that cannot be read", str(error))
             continue
-        if layout.stills:
-            videos = videos[::every]
-        for video, frames in progress(videos):
-            sizes = set()
-            for t in range(0, frames, 1 if layout.stills else every):
-                where = f"{video} frame {t}" if frames > 1 else video
-                try:
-                    truth = layout.truth(video, t)
-                except records.DatasetError as error:
-                    yield Finding("annotation that cannot be read", str(error))
-                    continue
-                try:
-                    size = pictures.check(truth.image, decode)
-                except records.DatasetError as error:
-                    yield Finding("picture that cannot be read", str(error))
-                    size = truth.size
-                if size is None:
-                    continue
-                sizes.add(size)
-                yield from frame_findings(layout, truth, size, where)
-            if len(sizes) > 1:
-                shown = ", ".join(f"{width} x {height}" for height, width in sorted(sizes))
-                yield Finding("video of frames of different sizes", f"{video}: {shown}")
+        try:
+            size = pictures.check(truth.image, decode)
+        except records.DatasetError as error:
+            yield Finding("picture that cannot be read", str(error))
+            size = truth.size
+        if size is None:
+            continue
+        sizes.add(size)
+        yield from frame_findings(layout, truth, size, where)
+    if len(sizes) > 1:
+        shown = ", ".join(f"{width} x {height}" for height, width in sorted(sizes))
+        yield Finding("video of frames of different sizes", f"{video}: {shown}")
 
 
 def frame_findings(

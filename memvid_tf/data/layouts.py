@@ -75,7 +75,7 @@ class Layout(Protocol):
         """The videos of a split, sorted.
 
         Args:
-          split: one of `splits`.
+          split: one of `splits`, or 'all' where a layout can tell its videos without lists.
           progress: wraps what takes long, as `tqdm.tqdm` does.
 
         Raises:
