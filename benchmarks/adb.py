@@ -60,6 +60,9 @@ class TooSlow(AdbError):
     """A command took longer than it may."""
 
 
+# After these it is worth waiting for the device.
+AWAY = (NoDevice, Offline, Disconnected, TooSlow)
+
 # What adb and the device's shell say, in the wording of adb 29 to 36.
 _MESSAGES = (
     (r"device '.*' not found|no devices/emulators found|no devices found", NoDevice,
@@ -149,7 +152,8 @@ class Adb:
         done = self.shell(command, timeout_s)
         if done.code:
             said = done.stderr or done.stdout
-            raise error_for(f"exit code {done.code}: {said}", f"device {self.serial}: {command[:60]}")
+            doing = f"device {self.serial}: {command[:60]}"
+            raise error_for(f"exit code {done.code}: {said}", doing)
         return done.stdout
 
     def push(self, source: Path, target: str, timeout_s: float = 300.0) -> None:
@@ -165,8 +169,10 @@ class Adb:
         with open(source, "rb") as file:
             wanted = hashlib.file_digest(file, "sha256").hexdigest()
         if (found := self.sha256([target]).get(target)) != wanted:
-            raise AdbError(f"{doing}: sha256 on the device is {found}, wanted {wanted}; the copy is "
-                           "damaged, look at cable and storage and try again")
+            raise AdbError(
+                f"{doing}: sha256 on the device is {found}, wanted {wanted}; the copy is damaged, "
+                "look at cable and storage and try again"
+            )
 
     def sha256(self, paths: list[str]) -> dict[str, str]:
         """Hashes of those files that the device has."""
@@ -186,7 +192,8 @@ class Adb:
             raise AdbError(f"device {self.serial}: {path} is not there")
         done = self._run(["exec-out", f"cat {shlex.quote(path)}"], timeout_s, "pull", text=False)
         if hashlib.sha256(done.stdout).hexdigest() != wanted:
-            raise _lost(done.stderr.decode(errors="replace"), f"device {self.serial}: reading {path}")
+            said = done.stderr.decode(errors="replace")
+            raise _lost(said, f"device {self.serial}: reading {path}")
         return done.stdout
 
     def wait(self, timeout_s: float) -> bool:

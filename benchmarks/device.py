@@ -12,7 +12,6 @@ removed (--keep leaves it, and the next push sends only what changed).
 import contextlib
 import dataclasses
 import random
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -106,6 +105,8 @@ def tasks_for(
 
 def _schedules(bundle: Bundle, subject: str, device: str, count: int) -> list[Task]:
     manifest = bundle.manifest
+    if manifest.system != "interleaved":
+        return []
     images = plan.random_frames(bundle, 16, FLAGS.seed)
     hashes = {graph.file: manifest.files[graph.file].sha256 for graph in manifest.graphs.values()}
     names = [n for n in plan.SCHEDULES if manifest.policy is not None or "adaptive" not in n]
@@ -203,7 +204,8 @@ class Session:
                     bar.update(1)
 
     def sustained(self, tasks: Sequence[Task], seconds: float, fixed: bool) -> None:
-        """Every schedule again and again for so long, whatever the temperature becomes."""
+        """Every schedule again and again until it ran for so long, whatever the temperature
+        becomes. What the results hold of it counts."""
         from tqdm import tqdm
 
         for task in tasks:
@@ -212,34 +214,39 @@ class Session:
             warm = dataclasses.replace(
                 task, setting=dataclasses.replace(task.setting, mode="sustained")
             )
-            end, repeat = time.monotonic() + seconds, 0
-            with tqdm(desc=f"sustained {task.setting.name}", unit="run") as bar:
-                while time.monotonic() < end:
+            with tqdm(total=seconds, desc=f"sustained {task.setting.name}", unit="s") as bar:
+                while (left := seconds - self._spent_s(warm)) > 0:
+                    bar.update(seconds - left - bar.n)
+                    repeat = self._count(warm)
                     self.measure(warm, repeat, fixed, wait=repeat == 0)
-                    repeat += 1
-                    bar.update(1)
+
+    def _count(self, task: Task) -> int:
+        return sum(m.setting == task.setting for m in self._results.measurements)
+
+    def _spent_s(self, task: Task) -> float:
+        mine = (m for m in self._results.measurements if m.setting == task.setting)
+        return sum(m.result["elapsed_us"] for m in mine) / 1e6
 
 
-def check(adb: adb_lib.Adb, device_dir: str, files_of: payload.Payload | None) -> list[str]:
-    """What the doctor says about a device, a line each.
+def check(adb: adb_lib.Adb, handset: Handset) -> list[str]:
+    """What the doctor says about a device, a line each; leaves the payload on it.
 
     Raises:
       AdbError, WrongDevice: what is wrong, and what to do.
     """
     facts = phone.describe(adb)
     found = phone.sensors(adb)
-    lines = [f"device       {facts['name']}, {facts['soc'] or 'SoC not said'}, Android "
-             f"{facts['android'] or 'not said'}",
-             f"build        {facts['fingerprint'] or 'not said'}",
-             f"hardware     {'real' if facts['physical'] else 'emulated: times are no latencies'}",
-             f"battery      {found.battery_c} °C, thermal status {found.thermal_status}",
-             f"not readable {', '.join(found.missing) or 'nothing'}"]  # fmt: skip
-    masks = phone.read_frequencies(adb, "cpuinfo_max_freq")
-    lines.append(f"cores        {masks or 'clocks not readable: all cores are used'}")
-    if files_of is not None:
-        handset = Handset(adb, files_of, device_dir)
-        lines.append(f"loader       {handset.prepare()}")
-    return lines
+    clocks = phone.read_frequencies(adb, "cpuinfo_max_freq")
+    return [
+        f"device       {facts['name']}, {facts['soc'] or 'SoC not said'}, Android "
+        f"{facts['android'] or 'not said'}",
+        f"build        {facts['fingerprint'] or 'not said'}",
+        f"hardware     {'real' if facts['physical'] else 'emulated: times are not latencies'}",
+        f"battery      {found.battery_c} °C, thermal status {found.thermal_status}",
+        f"not readable {', '.join(found.missing) or 'nothing'}",
+        f"cores        {clocks or 'clocks not readable: all cores are used'}",
+        f"loader       {handset.prepare()}",
+    ]
 
 
 def measure_device(
@@ -273,7 +280,10 @@ def main(argv):
     if FLAGS.doctor:
         parts = payload.arm64()
         for adb in chosen:
-            print("\n".join(check(adb, FLAGS.device_dir, parts)))
+            handset = Handset(adb, parts, FLAGS.device_dir)
+            print("\n".join(check(adb, handset)))
+            if not FLAGS.keep:
+                handset.remove()
         return
     if not FLAGS.bundle and not FLAGS.peer:
         raise errors.UserError("--bundle is missing, for example --bundle=bundles/paper/int8")

@@ -6,13 +6,14 @@ back; if there is none, the job is run again.
 """
 
 import re
+import secrets
 import shlex
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 
-from benchmarks.adb import Adb, AdbError, Denied, NoSpace, TooSlow
+from benchmarks.adb import AWAY, Adb, AdbError, TooSlow
 from benchmarks.payload import LOADER, Payload
 from benchmarks.runner import local, plan
 from memvid_tf.errors import UserError
@@ -61,7 +62,6 @@ class Handset:
         self.adb, self._payload, self._folder = adb, parts, folder
         self._job_s, self._reconnect_s, self._say = job_s, reconnect_s, say
         self._known: dict[str, str] | None = None  # sha256 by name of what the folder holds
-        self._jobs = 0
 
     def prepare(self) -> str:
         """Pushes the payload and runs the loader alone; returns what it said.
@@ -141,9 +141,7 @@ class Handset:
         for left in reversed(range(ATTEMPTS)):
             try:
                 return attempt()
-            except (NoSpace, Denied):
-                raise
-            except AdbError as error:
+            except AWAY as error:
                 if not left:
                     raise
                 self._say(f"{error}\nwaiting up to {self._reconnect_s:.0f} s for the device …")
@@ -156,8 +154,8 @@ class Handset:
             self._send(name, content)
         if self._known is not None and LOADER not in self._known:
             self.prepare()
-        self._jobs += 1
-        name = f"job{self._jobs}"
+        # A name that no earlier job had: what one of those left behind is not taken for this one's.
+        name = f"job_{secrets.token_hex(8)}"
         self._send(f"{name}.txt", job.text.encode())
         masked = f"taskset {mask} " if mask else ""
         command = self._payload.command(f"{name}.txt", f"{name}.json")
@@ -169,9 +167,7 @@ class Handset:
         )
         try:
             self.adb.shell(script, self._job_s + 30)
-        except AdbError as error:
-            if isinstance(error, (NoSpace, Denied)):
-                raise
+        except AWAY as error:
             self._say(f"{error}\nwaiting up to {self._reconnect_s:.0f} s for the device …")
             if not self.adb.wait(self._reconnect_s):
                 raise

@@ -96,8 +96,10 @@ def schedule_tasks(
     bundle: Bundle, subject: str, device: str, engine: Engine, threads: int, frames: int, tau: int,
     fps: float, seed: int,
 ) -> list[Task]:  # fmt: skip
-    """Every schedule that the bundle can run. What a policy decides on random frames means nothing;
-    what it costs does."""
+    """Every schedule that the bundle can run; none of another system than the interleaved detector.
+    What a policy decides on random frames means nothing; what it costs does."""
+    if bundle.manifest.system != "interleaved":
+        return []
     images = plan.random_frames(bundle, 16, seed)
     names = ["f0", "f1", "sync", "async"]
     if bundle.manifest.policy is not None:

@@ -217,6 +217,7 @@ def host_file(tmp_path, left_out=(), extra=()):
             "precision": "int8",
             "setting": {
                 "name": name, "threads": 1, "fps": 0.0, "device": "host", "subject": "tiny",
+                "engine": "runner",
             },
             "result": {"latency_us": [1e3 * ms]},
         }
@@ -234,6 +235,16 @@ def test_latencies_of_a_results_file(tmp_path):
     medians = streaming.read_latencies(path, "int8", 1, trace=False)
     assert medians == Latencies({"f0": [9.0], "f1": [2.0]}, 0.5, 0.3, 0.05)
     trace = streaming.read_latencies(path, "int8", 1, trace=True)
+    foreign = {
+        "precision": "int8",
+        "setting": {
+            "name": "f0", "threads": 1, "fps": 0.0, "device": "host", "subject": "tiny",
+            "engine": "benchmark_model",
+        },
+        "result": {"latency_us": [1.0]},
+    }  # fmt: skip
+    path = host_file(tmp_path, extra=[foreign])
+    assert streaming.read_latencies(path, "int8", 1, trace=True) == trace
     # A frame is more than its extractor: .5 ms of it are the memory's and the heads'.
     assert trace.extract_ms["f0"] == pytest.approx([9.0, 10.0, 11.0])
     assert trace.extract_ms["f1"] == pytest.approx([2.0, 0.0])
@@ -254,9 +265,12 @@ def test_files_that_are_none_are_refused(tmp_path):
         streaming.read_latencies(host_file(tmp_path, {"memory/step"}), "int8", 1, trace=False)
     other = {
         "precision": "int8",
-        "setting": {"name": "f0", "threads": 1, "fps": 0.0, "device": "host", "subject": "big"},
+        "setting": {
+            "name": "f0", "threads": 1, "fps": 0.0, "device": "host", "subject": "big",
+            "engine": "runner",
+        },
         "result": {"latency_us": [1.0]},
-    }
+    }  # fmt: skip
     with pytest.raises(UserError, match="more than one bundle.*'big'.*'tiny'"):
         streaming.read_latencies(host_file(tmp_path, extra=[other]), "int8", 1, trace=False)
     (tmp_path / "other").write_text("[]")

@@ -74,14 +74,16 @@ def read_latencies(path: str, precision: str, threads: int, trace: bool) -> Late
         sources = set()
         for m in measurements:
             setting = m["setting"]
+            if setting["engine"] == "benchmark_model":
+                continue  # whole graphs under other names, and averages instead of samples
             if (m["precision"], setting["threads"], setting["fps"]) == (precision, threads, 0.0):
                 ms = (float(us) / 1e3 for us in m["result"]["latency_us"])
                 samples.setdefault(setting["name"], []).extend(ms)
-                sources.add((setting["device"], setting["subject"]))
+                sources.add((setting["device"], setting["subject"], setting["engine"]))
         if len(sources) > 1:
             raise UserError(
-                f"--latency={path} holds more than one bundle or device, {sorted(sources)}; "
-                "measure the one that is meant into a file of its own"
+                f"--latency={path} holds more than one bundle, device or engine, "
+                f"{sorted(sources)}; measure the one that is meant into a file of its own"
             )
         once = {name: float(np.median(ms)) for name, ms in samples.items()}
         memory = once["memory/step"] + once[f"post/{SERVING}"]
