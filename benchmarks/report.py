@@ -18,8 +18,8 @@ import numpy as np
 from absl import flags
 from tabulate import tabulate
 
-from benchmarks import svg
 from benchmarks import measurements as schema
+from benchmarks import plots
 from memvid_tf import errors, files
 
 FLAGS = flags.FLAGS
@@ -33,9 +33,8 @@ body{font:15px/1.5 system-ui,sans-serif;color:#1d2733;max-width:76rem;margin:2re
 table{border-collapse:collapse;margin:1rem 0;font-variant-numeric:tabular-nums;display:block;overflow-x:auto}
 th,td{padding:.25rem .6rem;border-bottom:1px solid #d9dfe6;text-align:right;white-space:nowrap}
 th:nth-child(-n+2),td:nth-child(-n+2){text-align:left} h2{margin-top:2.5rem}
-svg{width:100%;max-width:640px;display:block;margin:1.2rem 0} svg text{font:11px system-ui,sans-serif;fill:#3b4754}
-svg .title{font-size:13px;font-weight:600} svg .grid{stroke:#e3e8ed} svg .end{text-anchor:end}
-svg .mid{text-anchor:middle} .warning{background:#fff3d6;padding:.5rem .8rem;border-left:4px solid #c98a00}
+img{width:100%;max-width:640px;display:block;margin:1.2rem 0}
+.warning{background:#fff3d6;padding:.5rem .8rem;border-left:4px solid #c98a00}
 """
 
 
@@ -127,11 +126,11 @@ def markdown(measurements: Sequence[schema.Measurement]) -> str:
 def over_time(measurement: schema.Measurement) -> str:
     """Latency of the first frames, those on which f0 began marked."""
     latency = measurement.latency_ms[:SHOWN_FRAMES]
-    series = [svg.Series("frames", range(len(latency)), latency.tolist())]
+    series = [plots.Series("frames", range(len(latency)), latency.tolist())]
     marks = [i for i, x in enumerate(measurement.result["extractors"][: len(latency)]) if x == "0"]
     if marks:
-        series.append(svg.Series("f0 begins", marks, [float(latency[i]) for i in marks], "dots"))
-    return svg.plot(f"{_name(measurement)}: over time", "frame", "ms", series)
+        series.append(plots.Series("f0 begins", marks, [float(latency[i]) for i in marks], "dots"))
+    return plots.plot(f"{_name(measurement)}: over time", "frame", "ms", series)
 
 
 def histogram(measurements: Sequence[schema.Measurement]) -> str:
@@ -139,9 +138,9 @@ def histogram(measurements: Sequence[schema.Measurement]) -> str:
     samples = np.concatenate([m.latency_ms for m in measurements])
     counts, edges = np.histogram(samples, 40, (0.0, float(np.percentile(samples, 99.9)) or 1.0))
     centers = ((edges[1:] + edges[:-1]) / 2).tolist()
-    return svg.plot(
+    return plots.plot(
         f"{_name(measurements[0])}: histogram", "ms", "frames",
-        [svg.Series("", centers, counts.tolist(), "bars")],
+        [plots.Series("", centers, counts.tolist(), "bars")],
     )  # fmt: skip
 
 
@@ -154,10 +153,10 @@ def sustained(measurements: Sequence[schema.Measurement]) -> str | None:
     if not points:
         return None
     medians = [float(np.median(m.latency_ms)) for m in ordered]
-    return svg.plot(
+    return plots.plot(
         f"{_name(ordered[0])}: sustained", "repeat", "ms, °C",
-        [svg.Series("p50 ms", range(len(medians)), medians),
-         svg.Series("battery °C", *zip(*points))],
+        [plots.Series("p50 ms", range(len(medians)), medians),
+         plots.Series("battery °C", *zip(*points))],
     )  # fmt: skip
 
 
@@ -215,7 +214,7 @@ def page(measurements: Sequence[schema.Measurement], accuracy: Accuracy | None) 
             key=lambda s: (s.setting.subject, s.setting.name),
         )
         if accuracy and (points := _scored(schedules, accuracy)):
-            body.append(svg.plot("mAP against latency", "mean ms a frame", "mAP@.5", points))
+            body.append(plots.plot("mAP against latency", "mean ms a frame", "mAP@.5", points))
         for summary in schedules:
             mine = [m for m in measurements if m.setting == summary.setting]
             body += [over_time(mine[0]), histogram(mine)]
@@ -228,14 +227,14 @@ def page(measurements: Sequence[schema.Measurement], accuracy: Accuracy | None) 
     )
 
 
-def _scored(schedules: Sequence[schema.Summary], accuracy: Accuracy) -> list[svg.Series]:
+def _scored(schedules: Sequence[schema.Summary], accuracy: Accuracy) -> list[plots.Series]:
     """A series of points for each subject whose accuracy is known."""
     found: dict[str, list[schema.Summary]] = {}
     for summary in schedules:
         if summary.first.precision == accuracy.precision and mode_of(summary) in accuracy.by_mode:
             found.setdefault(summary.setting.subject, []).append(summary)
     return [
-        svg.Series(
+        plots.Series(
             subject, [s.mean_ms for s in some], [accuracy.by_mode[mode_of(s)] for s in some],
             "dots", [s.setting.name for s in some],
         )

@@ -1,5 +1,6 @@
 """Results files, what is computed from them, and the pages."""
 
+import base64
 import dataclasses
 import json
 import os
@@ -12,8 +13,8 @@ import numpy as np
 import pytest
 import tiny_bundle
 
-from benchmarks import svg
 from benchmarks import measurements as schema
+from benchmarks import plots
 from benchmarks.engines import PythonEngine
 from memvid_tf.errors import UserError
 from memvid_tf.evaluation import streaming
@@ -175,13 +176,23 @@ def test_ratios_are_those_of_the_paper():
     ]
 
 
-@pytest.mark.parametrize(
-    "low, high", [(0, 1), (0, 0), (0.01, 0.0234), (3, 3), (0, 1234), (17.5, 18.25)]
-)
-def test_ticks_are_round_and_cover(low, high):
-    found = svg.ticks(low, high)
-    assert found[0] <= low and found[-1] >= high and 2 <= len(found) <= 9
-    assert len({round(b - a, 9) for a, b in zip(found, found[1:])}) == 1
+def test_a_plot_shows_every_point():
+    series = [
+        plots.Series("curve", [0, 1, 2], [5.0, 3.5, 4.0]),
+        plots.Series("marks", [1], [3.5], "dots", ["the least"]),
+        plots.Series("", [0, 1], [1, 2], "bars"),
+    ]
+    image = plots.plot("a < b", "frame", "ms", series)
+    assert image == plots.plot("a < b", "frame", "ms", series)  # equal data, equal bytes
+    assert image.startswith('<img alt="a &lt; b" src="data:image/svg+xml;base64,')
+    drawn = base64.b64decode(image.partition("base64,")[2].rstrip('">')).decode()
+    # Text is drawn as outlines; a comment before each says what it is.
+    for text in ("frame", "ms", "curve", "marks", "the least"):
+        assert f"<!-- {text} -->" in drawn
+    with pytest.raises(ValueError, match="plot 'x' has no points"):
+        plots.plot("x", "", "", [plots.Series("", [], [])])
+    with pytest.raises(ValueError, match="style 'pie' is not one of"):
+        plots.plot("x", "", "", [plots.Series("", [1], [1], "pie")])
 
 
 def test_this_machine_is_measured_and_goes_on_where_it_stopped(tmp_path, monkeypatch):
