@@ -70,8 +70,12 @@ class PatchworkNetwork:
         self._size, self._store = manifest.image.sizes["full"], storer(manifest.image, image)
         self._image_zero = _zero(image)
         self._strip_zero = _zero(manifest.tensor(f"{window}/halo", "inputs"))
-        self._window_image = np.empty(
-            manifest.tensor(f"{window}/image", "inputs").shape, image.dtype
+        inputs = manifest.signature(window).inputs
+        self._window_image, self._halo = (
+            np.empty(inputs[name].shape, inputs[name].dtype) for name in ("image", "halo")
+        )
+        self._read, self._places = (
+            table.astype(np.intp) for table in (self.layout.read, self.layout.places)
         )
 
     def prepare(self, frame: np.ndarray) -> np.ndarray:
@@ -110,11 +114,12 @@ class PatchworkNetwork:
         Raises:
           ValueError: there is no such action.
         """
-        layout, windows = self.layout, self.layout.windows
+        windows = self.layout.windows
         tile = windows.tile(action)
-        halo = memory.strips[layout.read[action]]
-        *maps, own = self._window(self._crop(image, tile), halo[np.newaxis])
-        memory.strips[layout.places[action]] = own[0]
+        strips = _chunks(memory.strips)
+        np.take(strips, self._read[action], out=_chunks(self._halo[0]), mode="clip")
+        *maps, own = self._window(self._crop(image, tile), self._halo)
+        strips[self._places[action]] = _chunks(own[0])
         for name, part in zip(self._spec.maps, maps):
             _region(memory.maps[name], tile, windows)[...] = part
         memory.ages_frames += 1
@@ -148,6 +153,11 @@ def _region(array: np.ndarray, tile: tuple[int, int], windows) -> np.ndarray:
         for t, side in zip(tile, array.shape[1:3])
     )
     return array[:, rows, columns]
+
+
+def _chunks(array: np.ndarray) -> np.ndarray:
+    """View of [n, chunk] as n opaque elements, which are copied ten times as fast as n rows."""
+    return array.view(np.dtype((np.void, array.shape[1] * array.itemsize)))[:, 0]
 
 
 def _zero(tensor: TensorSpec) -> int:
