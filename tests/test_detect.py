@@ -161,6 +161,8 @@ def test_ctrl_c_keeps_what_was_done(tmp_path):
     run = subprocess.Popen(
         command(video=folder, json=tmp_path / "found.jsonl"), cwd=ROOT, stdout=subprocess.PIPE,
         stderr=subprocess.PIPE, text=True,
+        # A shell starts what runs in the background with interrupts ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )  # fmt: skip
     # Opening the other end waits until the program opens this one: 50 frames are done by then.
     with open(folder / "50.bmp", "wb"):
