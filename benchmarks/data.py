@@ -18,14 +18,19 @@ from absl import flags
 from memvid_tf import errors
 
 FLAGS = flags.FLAGS
-flags.DEFINE_string("input", "", "Data set with a split train, as convert writes it. Example: "
-                    "--input=data/davis320")
+flags.DEFINE_string(
+    "input", "", "Data set with a split train, as convert writes it. Example: --input=data/davis320"
+)
 flags.DEFINE_integer("clips", 200, "Clips that a turn reads. Example: --clips=200", 1)
 flags.DEFINE_integer("repeats", 3, "Turns of each way of reading. Example: --repeats=3", 1)
 flags.DEFINE_integer("frames", 176_000, "Frames to score. Example: --frames=176000", 300)
 flags.DEFINE_integer("detections", 20, "Detections of a frame. Example: --detections=20", 3)
-flags.DEFINE_string("output", "", "Results, as PATH.json and PATH.md; by default they are only "
-                    "printed. Example: --output=benchmarks/results/data")
+flags.DEFINE_string(
+    "output",
+    "",
+    "Results, as PATH.json and PATH.md; by default they are only "
+    "printed. Example: --output=benchmarks/results/data",
+)
 
 UNROLL_FRAMES, IMAGE_SIZE, BATCH = 6, (320, 320), 12
 CLASSES, CLIP_FRAMES = 30, 300
@@ -53,9 +58,13 @@ def windows(info, **settings):
     from memvid_tf.data import clips as clip_data
 
     config = clip_data.ClipConfig(
-        input_path=str(info.folder), unroll_frames=UNROLL_FRAMES, image_size=IMAGE_SIZE,
-        global_batch_size=BATCH, max_objects=info.split("train").statistics["max_objects"],
-        **settings)
+        input_path=str(info.folder),
+        unroll_frames=UNROLL_FRAMES,
+        image_size=IMAGE_SIZE,
+        global_batch_size=BATCH,
+        max_objects=info.split("train").statistics["max_objects"],
+        **settings,
+    )
     return clip_data.clip_dataset(config)
 
 
@@ -79,17 +88,20 @@ def score_seconds(frames: int, detections: int, matching: str) -> float:
     rng = np.random.default_rng(0)
     made = []
     for _ in range(8):
-        corner, side = rng.uniform(0, .6, (3, 2)), rng.uniform(.1, .4, (3, 2))
+        corner, side = rng.uniform(0, 0.6, (3, 2)), rng.uniform(0.1, 0.4, (3, 2))
         objects = np.concatenate([corner, corner + side], axis=1)
         classes, truth, found = rng.integers(1, CLASSES + 1, 3), [], []
         for _ in range(CLIP_FRAMES):
             count = rng.integers(1, 4)
             truth.append((objects[:count], classes[:count], np.arange(count)))
-            others = rng.uniform(0, .5, (detections - 3, 4)) + [0, 0, .5, .5]
-            found.append((
-                np.concatenate([objects + rng.normal(0, .02, (3, 4)), others]),
-                rng.random(detections),
-                np.concatenate([classes, rng.integers(1, CLASSES + 1, detections - 3)])))
+            others = rng.uniform(0, 0.5, (detections - 3, 4)) + [0, 0, 0.5, 0.5]
+            found.append(
+                (
+                    np.concatenate([objects + rng.normal(0, 0.02, (3, 4)), others]),
+                    rng.random(detections),
+                    np.concatenate([classes, rng.integers(1, CLASSES + 1, detections - 3)]),
+                )
+            )
         made.append((found, truth))
     scores = VidMap(CLASSES, matching=matching)
     start = time.process_time()
@@ -106,7 +118,7 @@ def measure(info, clips: int, repeats: int, frames: int, detections: int) -> dic
     from memvid_tf import provenance
     from memvid_tf.evaluation import vid_map
 
-    augmented = {"ssd_crop": True, "max_expand": 4., "flip": True, "photometric": True}
+    augmented = {"ssd_crop": True, "max_expand": 4.0, "flip": True, "photometric": True}
     ways = {
         "limit": limit(info),
         "plain": windows(info, flip=False, photometric=False),
@@ -122,11 +134,14 @@ def measure(info, clips: int, repeats: int, frames: int, detections: int) -> dic
         "data_set": info.name,
         "clips": batches * BATCH,
         "seconds": seconds,
-        "clips_a_second": {name: batches * BATCH / statistics.median(s) for name, s in seconds.items()},
+        "clips_a_second": {
+            name: batches * BATCH / statistics.median(s) for name, s in seconds.items()
+        },
         "frames": frames // CLIP_FRAMES * CLIP_FRAMES,
         "detections": detections,
-        "score_seconds": {matching: score_seconds(frames, detections, matching)
-                          for matching in vid_map.MATCHING},
+        "score_seconds": {
+            matching: score_seconds(frames, detections, matching) for matching in vid_map.MATCHING
+        },
         "provenance": provenance.describe(),
     }
 
@@ -136,22 +151,42 @@ def markdown(result: dict) -> str:
     from tabulate import tabulate
 
     made, rate = result["provenance"], result["clips_a_second"]
-    rows = [[WAYS[name], f"{value:.1f}", f"{rate['limit'] / value:.2f}"]
-            for name, value in rate.items()]
-    scores = [[name, f"{value:.1f}", f"{1e6 * value / result['frames']:.0f}"]
-              for name, value in result["score_seconds"].items()]
-    return "\n".join([
-        "# Data and evaluators", "",
-        f"{made['machine']['processor']}, {made['date']}, version {made['code_version']}. Processor "
-        "seconds: a second of wall time has one for each core.", "",
-        f"## Input: {result['clips']} clips of {UNROLL_FRAMES} frames of "
-        f"{IMAGE_SIZE[0]}×{IMAGE_SIZE[1]}, data set {result['data_set']}", "",
-        tabulate(rows, ["way of reading", "clips a processor second", "times the limit's work"],
-                 tablefmt="github", disable_numparse=True), "",
-        f"## ImageNet VID's evaluator: {result['frames']} frames of {result['detections']} "
-        "detections", "",
-        tabulate(scores, ["matching", "seconds", "µs a frame"], tablefmt="github",
-                 disable_numparse=True), ""])
+    rows = [
+        [WAYS[name], f"{value:.1f}", f"{rate['limit'] / value:.2f}"] for name, value in rate.items()
+    ]
+    scores = [
+        [name, f"{value:.1f}", f"{1e6 * value / result['frames']:.0f}"]
+        for name, value in result["score_seconds"].items()
+    ]
+    return "\n".join(
+        [
+            "# Data and evaluators",
+            "",
+            f"{made['machine']['processor']}, {made['date']}, version {made['code_version']}. Processor "
+            "seconds: a second of wall time has one for each core.",
+            "",
+            f"## Input: {result['clips']} clips of {UNROLL_FRAMES} frames of "
+            f"{IMAGE_SIZE[0]}×{IMAGE_SIZE[1]}, data set {result['data_set']}",
+            "",
+            tabulate(
+                rows,
+                ["way of reading", "clips a processor second", "times the limit's work"],
+                tablefmt="github",
+                disable_numparse=True,
+            ),
+            "",
+            f"## ImageNet VID's evaluator: {result['frames']} frames of {result['detections']} "
+            "detections",
+            "",
+            tabulate(
+                scores,
+                ["matching", "seconds", "µs a frame"],
+                tablefmt="github",
+                disable_numparse=True,
+            ),
+            "",
+        ]
+    )
 
 
 def main(argv):

@@ -42,10 +42,14 @@ class Task:
 
 def define_flags() -> None:
     """The flags of this program."""
-    flags.DEFINE_multi_string("bundle", [], "Bundle to measure. Example: --bundle=bundles/paper/int8")
+    flags.DEFINE_multi_string(
+        "bundle", [], "Bundle to measure. Example: --bundle=bundles/paper/int8"
+    )
     flags.DEFINE_multi_string("peer", [], "Any .tflite beside it. Example: --peer=ssdlite.tflite")
     flags.DEFINE_multi_string(
-        "serial", [], "Device, may be given again; needed if there are several. Example: --serial=1A2B"
+        "serial",
+        [],
+        "Device, may be given again; needed if there are several. Example: --serial=1A2B",
     )
     flags.DEFINE_string("adb", "", "adb program; else the one on PATH. Example: --adb=/opt/adb")
     flags.DEFINE_bool("doctor", False, "Only check devices. Example: --doctor")
@@ -141,9 +145,7 @@ def _foreign(
         def run(handset, mask, path=path):
             model = handset.push(path)
             call = f"./{handset.push(binary)}"
-            command = benchmark_model.command(
-                call, model, count, FLAGS.runs, FLAGS.benchmark_flags
-            )
+            command = benchmark_model.command(call, model, count, FLAGS.runs, FLAGS.benchmark_flags)
             return benchmark_model.parse(handset.call(command, mask))
 
         setting = schema.Setting(device, subject, "graph", name, count, "benchmark_model")

@@ -176,8 +176,9 @@ class Handset:
             said = local.reason(self.adb.shell(f"cat {self._quoted}/{name}.err").stdout)
             if code in (124, 137, 143):
                 said = f"it hung and was stopped after {self._job_s:.0f} s (--job_s): {said}"
-            raise local.RunnerError(f"device {self.adb.serial}: the runner ended with code {code}: "
-                                    f"{said}")
+            raise local.RunnerError(
+                f"device {self.adb.serial}: the runner ended with code {code}: {said}"
+            )
         text = self.adb.read(f"{self._folder}/{name}.json").decode()
         written = {file: self.adb.read(f"{self._folder}/{file}") for file in job.outputs}
         self.adb.shell(f"cd {self._quoted} && rm -f {name}.*")
@@ -217,6 +218,8 @@ class Handset:
 
     def _inventory(self) -> dict[str, str]:
         self.adb.check(f"mkdir -p {self._quoted}")
-        listing = self.adb.check(f"cd {self._quoted} && find . -type f -exec sha256sum {{}} +", 120.0)
+        listing = self.adb.check(
+            f"cd {self._quoted} && find . -type f -exec sha256sum {{}} +", 120.0
+        )
         pairs = (line.split(maxsplit=1) for line in listing.splitlines())
         return {pair[1].strip().removeprefix("./"): pair[0] for pair in pairs if len(pair) == 2}

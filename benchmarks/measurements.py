@@ -91,9 +91,7 @@ class Results:
       measurements: in the order in which they were made.
     """
 
-    def __init__(
-        self, path: str | os.PathLike | None, measurements: Iterable[Measurement] = ()
-    ):
+    def __init__(self, path: str | os.PathLike | None, measurements: Iterable[Measurement] = ()):
         self.path, self.measurements = path, list(measurements)
 
     @classmethod
@@ -266,7 +264,8 @@ def compare(before: Summary, after: Summary, seed: int = 0) -> Comparison:
         return Comparison(ratio, None, None)
     rng = np.random.default_rng(seed)
     medians = [
-        np.median(rng.choice(values, (RESAMPLES, len(values))), axis=1) for values in (first, second)
+        np.median(rng.choice(values, (RESAMPLES, len(values))), axis=1)
+        for values in (first, second)
     ]
     low, high = np.percentile(medians[1] / medians[0], [2.5, 97.5])
     return Comparison(ratio, float(low), float(high))

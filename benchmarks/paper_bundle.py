@@ -16,7 +16,9 @@ from memvid_tf import errors
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("output_dir", None, "Folder of both bundles. Example: bundles/paper")
-flags.DEFINE_string("work_dir", "runs/paper_bundle", "Data and training. Example: runs/paper_bundle")
+flags.DEFINE_string(
+    "work_dir", "runs/paper_bundle", "Data and training. Example: runs/paper_bundle"
+)
 
 STEPS = 4
 TRAINING = (

@@ -227,7 +227,10 @@ def markdown(result: dict) -> str:
         for c in result["claims"]
     ]
     cells = [
-        [mode, *(cell(f"{phase}:{mode}", form) for phase in SOURCES[:2] for form in result["scores"])]
+        [
+            mode,
+            *(cell(f"{phase}:{mode}", form) for phase in SOURCES[:2] for form in result["scores"]),
+        ]
         for mode in CELL_MODES
     ]
     seeds, paper_seeds = (

@@ -6,10 +6,10 @@ import tensorflow as tf
 
 from benchmarks.counting import Cost, count
 from benchmarks.lfs_tables import Row, Section
-from memvid_tf.windows import Windows
 from memvid_tf.models import deeplab, single_frame
 from memvid_tf.models.attention import Attention, AttentionConfig
 from memvid_tf.models.patchwork import Patchwork
+from memvid_tf.windows import Windows
 
 IMAGE_SIZE = (384, 384)  # PW 4
 # PW table 1: MFLOPs, of which a multiply-add is two. Keyed by the share of the frame.

@@ -90,6 +90,8 @@ def litert_arm64() -> Path:
             try:
                 content = wheel.read(f"ai_edge_litert/{LITERT}")
             except KeyError as error:
-                raise UserError(f"{wheels[0].name} holds no {LITERT}; wanted 2.2 or later") from error
+                raise UserError(
+                    f"{wheels[0].name} holds no {LITERT}; wanted 2.2 or later"
+                ) from error
             Path(temporary).write_bytes(content)
     return target

@@ -84,9 +84,7 @@ def sensors(adb: Adb) -> Sensors:
     """All readings of a device."""
     battery = adb.shell("dumpsys battery 2>/dev/null").stdout
     status, hal = parse_thermal(adb.shell("dumpsys thermalservice 2>/dev/null").stdout)
-    return Sensors(
-        parse_battery(battery), status, hal, read_frequencies(adb, "scaling_cur_freq")
-    )
+    return Sensors(parse_battery(battery), status, hal, read_frequencies(adb, "scaling_cur_freq"))
 
 
 def fastest_mask(max_khz: dict[str, int], cores: int) -> str | None:

@@ -213,13 +213,17 @@ def main(argv):
 
     options = options_for(latencies, settings_of(results, precision), score)
     if any(not m.device["physical"] for m in results.measurements):
-        print("these times are of an emulated device: they are not latencies, and this is no advice")
+        print(
+            "these times are of an emulated device: they are not latencies, and this is no advice"
+        )
     print(advice(options, FLAGS.fps, bound), end="")
 
 
 if __name__ == "__main__":
     flags.DEFINE_string("results", "", "Measured latencies. Example: --results=results/pixel.json")
-    flags.DEFINE_string("bundle", "", "The bundle that was measured. Example: --bundle=bundles/tiny")
+    flags.DEFINE_string(
+        "bundle", "", "The bundle that was measured. Example: --bundle=bundles/tiny"
+    )
     flags.DEFINE_string("data", "", "Clips to score on; else the bundle's. Example: data/synthetic")
     flags.DEFINE_float("fps", 30.0, "Frame rate of the camera. Example: --fps=30", 0.1)
     flags.DEFINE_float(

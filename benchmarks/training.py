@@ -95,9 +95,7 @@ class Bench:
         self.clips = params.task.train_data.global_batch_size
         with self.strategy.scope():
             self.task = task_factory.get_task(params.task, logging_dir=folder)
-            self.trainer = train_utils.create_trainer(
-                params, self.task, train=True, evaluate=False
-            )
+            self.trainer = train_utils.create_trainer(params, self.task, train=True, evaluate=False)
         self._input = self.trainer.train_dataset
         self._batch = next(iter(self._input))
         self._in_memory = orbit.utils.make_distributed_dataset(

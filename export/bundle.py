@@ -86,9 +86,7 @@ def convert_graphs(trained: Trained, options: Options) -> dict[str, bytes]:
     return flatbuffers
 
 
-def post_processing(
-    model, heads: Mapping[str, gate.TensorInfo], options: Options
-) -> bytes:
+def post_processing(model, heads: Mapping[str, gate.TensorInfo], options: Options) -> bytes:
     """The post-processing graph of a detector, for the heads that another graph ends in."""
     quantization = {name: None for name in HEADS}
     if options.precision == "int8":

@@ -41,9 +41,7 @@ def convert(module: Any, signatures: Mapping[str, Any], *, precision: str) -> by
     return _convert(module, signatures, precision=precision, float_outputs=False)
 
 
-def convert_post_processing(
-    module: Any, signatures: Mapping[str, Any], *, precision: str
-) -> bytes:
+def convert_post_processing(module: Any, signatures: Mapping[str, Any], *, precision: str) -> bytes:
     """As `convert`, for graphs around a custom op: outputs are float32 at either precision."""
     return _convert(module, signatures, precision=precision, float_outputs=True)
 
@@ -66,9 +64,7 @@ def _convert(
     holder.held = list(module.variables)
     with tempfile.TemporaryDirectory(prefix="memvid_tf_") as folder, _quiet_stderr():
         tf.saved_model.save(holder, folder, signatures=functions)
-        converter = tf.lite.TFLiteConverter.from_saved_model(
-            folder, signature_keys=list(functions)
-        )
+        converter = tf.lite.TFLiteConverter.from_saved_model(folder, signature_keys=list(functions))
         converter.allow_custom_ops = float_outputs
         if precision == "int8":
             converter.optimizations = [tf.lite.Optimize.DEFAULT]

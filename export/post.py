@@ -61,9 +61,7 @@ def post_graph(
             f"box_quantization is {box_quantization} and logit_quantization {logit_quantization}: "
             "give both for an int8 graph or neither for a float one"
         )
-    operator = _operator(
-        num_classes, box_coder, score_threshold, iou_threshold, max_detections
-    )
+    operator = _operator(num_classes, box_coder, score_threshold, iou_threshold, max_detections)
     rows = len(anchors)
 
     @tf.function(
@@ -149,9 +147,7 @@ def _operator(
     }
     lines = [f'attr {{ key: "{key}" value {{ {value} }} }}' for key, value in attributes.items()]
 
-    @tf.function(
-        experimental_implements=f'name: "{gate.POST_PROCESSING_OP}" ' + " ".join(lines)
-    )
+    @tf.function(experimental_implements=f'name: "{gate.POST_PROCESSING_OP}" ' + " ".join(lines))
     def operator(box_encodings, scores, anchors):
         del box_encodings, scores, anchors
         places = [1, max_detections]

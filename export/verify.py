@@ -150,7 +150,13 @@ def write_report(folder: str, content: dict) -> str:
     """Writes `report.json` and `report.md` into a bundle's folder and returns the latter's text."""
     unit = "steps of the int8 grid" if content["precision"] == "int8" else "units"
     drifts = [
-        [row["frame"], name, f"{d['mean']:.4f}", f"{d['max']:.3f}", f"{100 * d['within_one']:.2f} %"]
+        [
+            row["frame"],
+            name,
+            f"{d['mean']:.4f}",
+            f"{d['max']:.3f}",
+            f"{100 * d['within_one']:.2f} %",
+        ]
         for row in content["drift"]
         for name, d in row["tensors"].items()
     ]

@@ -175,9 +175,7 @@ def make_runner(
     return AsyncRunner(detector, schedule.tau, MemoryUpdater(bundle, threads))
 
 
-def json_line(
-    result: FrameResult | WindowResult, fps: float, labels: tuple[str, ...]
-) -> dict:
+def json_line(result: FrameResult | WindowResult, fps: float, labels: tuple[str, ...]) -> dict:
     """One line of --json."""
     line = {"frame": result.index, "time_s": round(result.index / fps, 6)}
     if isinstance(result, WindowResult):

@@ -38,7 +38,9 @@ flags.DEFINE_string(
     "bundle", None, "Exported bundle to score instead of a checkpoint. Example: bundles/tiny"
 )
 flags.DEFINE_list("modes", "f0,f1,1,4,9,19,async9", "Inference modes. Example: --modes=f0,9,async9")
-flags.DEFINE_string("input_path", "", "Data set; by default the training's. Example: data/synthetic")
+flags.DEFINE_string(
+    "input_path", "", "Data set; by default the training's. Example: data/synthetic"
+)
 flags.DEFINE_string("split", "", "Split; by default the training's validation split. Example: test")
 flags.DEFINE_enum(
     "matching",
@@ -50,7 +52,9 @@ flags.DEFINE_bool("coco", False, "Whether to compute COCO's twelve numbers too. 
 flags.DEFINE_bool("streaming", False, "Whether frames have to be detected in time.")
 flags.DEFINE_float("fps", 30.0, "--streaming: frames a second of the camera. Example: 30", 0.1, 1e4)
 flags.DEFINE_string(
-    "latency", "", "--streaming: JSON of benchmarks.host. Example: benchmarks/results/host_paper.json"
+    "latency",
+    "",
+    "--streaming: JSON of benchmarks.host. Example: benchmarks/results/host_paper.json",
 )
 flags.DEFINE_integer("latency_threads", 1, "--streaming: threads of the measurement. Example: 2", 1)
 flags.DEFINE_enum(
@@ -67,8 +71,10 @@ flags.DEFINE_float(
 )
 flags.DEFINE_string("output", "", "JSON file for the results. Example: --output=results.json")
 flags.DEFINE_string(
-    "csv", "", "Tables of classes and of videos, as NAME_classes.csv and NAME_videos.csv. "
-    "Example: --csv=results"
+    "csv",
+    "",
+    "Tables of classes and of videos, as NAME_classes.csv and NAME_videos.csv. "
+    "Example: --csv=results",
 )
 
 

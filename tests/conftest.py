@@ -8,7 +8,8 @@ import pytest
 
 def pytest_configure(config):
     config.addinivalue_line(
-        "markers", "slow: a full conversion, training or generation; CI runs it too")
+        "markers", "slow: a full conversion, training or generation; CI runs it too"
+    )
 
 
 @pytest.fixture(scope="session")

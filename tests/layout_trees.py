@@ -39,14 +39,15 @@ def write_png(path, mask, palette=False):
 
 def annotation_xml(objects, size=SIZE, order="xmax xmin ymax ymin", extra=""):
     """VID's XML; objects are (name, [y0, x0, y1, x1], track or None, further elements)."""
-    parts = [f"<folder>f</folder><filename>g</filename>{extra}<size><width>{size[1]}</width>"
-             f"<height>{size[0]}</height></size>"]
+    parts = [
+        f"<folder>f</folder><filename>g</filename>{extra}<size><width>{size[1]}</width>"
+        f"<height>{size[0]}</height></size>"
+    ]
     for name, (y0, x0, y1, x1), track, more in objects:
         corners = {"ymin": y0, "xmin": x0, "ymax": y1, "xmax": x1}
         box = "".join(f"<{c}>{corners[c]}</{c}>" for c in order.split())
         identity = "" if track is None else f"<trackid>{track}</trackid>"
-        parts.append(f"<object>{identity}<name>{name}</name><bndbox>{box}</bndbox>"
-                     f"{more}</object>")
+        parts.append(f"<object>{identity}<name>{name}</name><bndbox>{box}</bndbox>{more}</object>")
     return f"<annotation>{''.join(parts)}</annotation>"
 
 
@@ -65,16 +66,24 @@ def vid(root: pathlib.Path, train=(12, 3), val=(5,)) -> dict:
     names += [f"val/ILSVRC2015_val_{i:08d}" for i in range(len(val))]
     for name, count in zip(names, [*train, *val]):
         for t in range(count):
-            objects = [] if t % 3 == 2 else [
-                (DOG, (8, 4 + t, 24, 20 + t), 0), (TRAIN, (30, 2, 44, 60), 7)]
+            objects = (
+                []
+                if t % 3 == 2
+                else [(DOG, (8, 4 + t, 24, 20 + t), 0), (TRAIN, (30, 2, 44, 60), 7)]
+            )
             truth[name, t] = objects
             write_picture(root / f"Data/VID/{name}/{t:06d}.JPEG", blocks=[o[1] for o in objects])
             more = "<occluded>0</occluded><generated>1</generated>"
-            write_text(root / f"Annotations/VID/{name}/{t:06d}.xml",
-                       annotation_xml([(*o, more) for o in objects]))
+            write_text(
+                root / f"Annotations/VID/{name}/{t:06d}.xml",
+                annotation_xml([(*o, more) for o in objects]),
+            )
     for split in ("train", "val"):
-        lines = [f"{name.removeprefix(split + '/')}/{t:06d} {i + 1}" for i, (name, t) in
-                 enumerate(truth) if name.startswith(split)]
+        lines = [
+            f"{name.removeprefix(split + '/')}/{t:06d} {i + 1}"
+            for i, (name, t) in enumerate(truth)
+            if name.startswith(split)
+        ]
         if split == "train":  # Lists videos, val frames.
             lines = sorted({line.rpartition("/")[0] + " 1" for line in lines})
         write_text(root / f"ImageSets/VID/{split}.txt", "\n".join(lines) + "\n")
@@ -85,8 +94,11 @@ def det(root: pathlib.Path) -> None:
     """ImageNet DET: a dog with an accordion, an accordion alone, a picture without annotation."""
     for split, folder in (("train", "train/ILSVRC2013_train/n02084071"), ("val", "val")):
         pictures = {
-            "with_dog": [(DOG, (8, 4, 24, 20), None, ""), (ACCORDION, (20, 30, 40, 60), None, ""),
-                         (DOG, (25, 4, 44, 20), None, "")],
+            "with_dog": [
+                (DOG, (8, 4, 24, 20), None, ""),
+                (ACCORDION, (20, 30, 40, 60), None, ""),
+                (DOG, (25, 4, 44, 20), None, ""),
+            ],
             "accordion": [(ACCORDION, (20, 30, 40, 60), None, "")],
             "empty": [],
         }
@@ -105,9 +117,17 @@ def coco(root: pathlib.Path) -> None:
         images, annotations = [], []
 
         def add(image, category, box, crowd=0):
-            annotations.append({
-                "id": len(annotations) + 1, "image_id": image, "category_id": category,
-                "bbox": box, "area": box[2] * box[3], "iscrowd": crowd, "segmentation": []})
+            annotations.append(
+                {
+                    "id": len(annotations) + 1,
+                    "image_id": image,
+                    "category_id": category,
+                    "bbox": box,
+                    "area": box[2] * box[3],
+                    "iscrowd": crowd,
+                    "segmentation": [],
+                }
+            )
 
         for number in (9, 25, 30, 34):
             name = f"{number:012d}.jpg"
@@ -118,9 +138,16 @@ def coco(root: pathlib.Path) -> None:
         add(25, 9, [10, 20, 30, 20])
         add(34, 21, [0, 0, 60, 40], crowd=1)
         add(34, 21, [40, 10, 20, 30])
-        write_text(root / f"annotations/instances_{split}2017.json", json.dumps({
-            "images": images, "annotations": annotations,
-            "categories": [{"id": i, "name": n} for i, n in COCO_NAMES.items()]}))
+        write_text(
+            root / f"annotations/instances_{split}2017.json",
+            json.dumps(
+                {
+                    "images": images,
+                    "annotations": annotations,
+                    "categories": [{"id": i, "name": n} for i, n in COCO_NAMES.items()],
+                }
+            ),
+        )
 
 
 def voc(root: pathlib.Path) -> np.ndarray:
@@ -128,17 +155,20 @@ def voc(root: pathlib.Path) -> np.ndarray:
 
     Returns the SegmentationObject mask: 1 dog, 2 person, 3 cat, 255 void.
     """
-    objects = [("dog", (9, 5, 24, 20), None, "<difficult>0</difficult>"),
-               ("person", (1, 40, 20, 64), None, "<difficult>1</difficult>"),
-               ("cat", (30, 11, 48, 50), None, "")]
+    objects = [
+        ("dog", (9, 5, 24, 20), None, "<difficult>0</difficult>"),
+        ("person", (1, 40, 20, 64), None, "<difficult>1</difficult>"),
+        ("cat", (30, 11, 48, 50), None, ""),
+    ]
     mask = np.zeros(SIZE, np.uint8)
     for number, (_, (y0, x0, y1, x1), _, _) in enumerate(objects, start=1):
-        mask[y0 - 1:y1, x0 - 1:x1] = number
+        mask[y0 - 1 : y1, x0 - 1 : x1] = number
     mask[8, 4:20] = 255
     for split, name in (("train", "2007_000027"), ("val", "2008_000002")):
         write_picture(root / f"JPEGImages/{name}.jpg", blocks=[o[1] for o in objects])
-        write_text(root / f"Annotations/{name}.xml",
-                   annotation_xml(objects, order="xmin ymin xmax ymax"))
+        write_text(
+            root / f"Annotations/{name}.xml", annotation_xml(objects, order="xmin ymin xmax ymax")
+        )
         write_text(root / f"ImageSets/Main/{split}.txt", f"{name}\n")
     write_png(root / "SegmentationObject/2007_000027.png", mask, palette=True)
     return mask
@@ -157,18 +187,23 @@ def davis(root: pathlib.Path, lengths: dict[str, int], year=2016, empty=()) -> d
             blocks[name, t] = list(block)
             mask = np.zeros(SIZE, np.uint8)
             if (name, t) not in empty:
-                mask[top:top + 12, left:left + 20] = 255 if year == 2016 else 1
+                mask[top : top + 12, left : left + 20] = 255 if year == 2016 else 1
             if year == 2017:
                 mask[30:40, 40:60] = 3
                 mask[40:42, 40:60] = 255
-            write_picture(root / f"JPEGImages/480p/{name}/{t:05d}.jpg",
-                          blocks=[block] if (name, t) not in empty else ())
+            write_picture(
+                root / f"JPEGImages/480p/{name}/{t:05d}.jpg",
+                blocks=[block] if (name, t) not in empty else (),
+            )
             write_png(root / f"Annotations/480p/{name}/{t:05d}.png", mask, palette=year == 2017)
     names = list(lengths)
     for split, listed in (("train", names[:-1]), ("val", names[-1:])):
         if year == 2016:
-            lines = [f"/JPEGImages/480p/{name}/{t:05d}.jpg /Annotations/480p/{name}/{t:05d}.png"
-                     for name in listed for t in range(lengths[name])]
+            lines = [
+                f"/JPEGImages/480p/{name}/{t:05d}.jpg /Annotations/480p/{name}/{t:05d}.png"
+                for name in listed
+                for t in range(lengths[name])
+            ]
             write_text(root / f"ImageSets/480p/{split}.txt", "\n".join(lines) + "\n")
         else:
             write_text(root / f"ImageSets/2017/{split}.txt", "\n".join(listed) + "\n")

@@ -53,30 +53,50 @@ def make_clip(split, index):
             image=cv2.imencode(".png", paint(split, index, t)[..., ::-1])[1].tobytes(),
             boxes=np.array([o[2:] for o in found]).reshape(-1, 4) / scale,
             classes=np.array([o[0] for o in found]),
-            tracks=np.array([o[1] for o in found]))
+            tracks=np.array([o[1] for o in found]),
+        )
     return clip
 
 
 def write_set(
-        folder, make_clip=make_clip, train=(TRAIN_CLIPS, 12), test=(TEST_CLIPS, 8), **changes):
+    folder, make_clip=make_clip, train=(TRAIN_CLIPS, 12), test=(TEST_CLIPS, 8), **changes
+):
     """Writes the painted set; `train` and `test` are numbers of clips and their frames."""
     splits = {"train": sharding.SplitPlan(*train), "test": sharding.SplitPlan(*test)}
-    plan = sharding.DatasetPlan(**{
-        "name": "painted", "labels": ["red", "green", "blue"], "image_size": SIZE, "config": {},
-        "seed": 0, "splits": splits, "make_clip": make_clip, "shard_clips": 4, **changes})
+    plan = sharding.DatasetPlan(
+        **{
+            "name": "painted",
+            "labels": ["red", "green", "blue"],
+            "image_size": SIZE,
+            "config": {},
+            "seed": 0,
+            "splits": splits,
+            "make_clip": make_clip,
+            "shard_clips": 4,
+            **changes,
+        }
+    )
     sharding.write_dataset(folder, plan, workers=0)
     return folder
 
 
 def training(folder, **changes):
-    settings = {"unroll_frames": 4, "global_batch_size": 3, "flip": False, "photometric": False,
-                "max_objects": 3, "image_size": SIZE, "seed": 4}
+    settings = {
+        "unroll_frames": 4,
+        "global_batch_size": 3,
+        "flip": False,
+        "photometric": False,
+        "max_objects": 3,
+        "image_size": SIZE,
+        "seed": 4,
+    }
     return ClipConfig(input_path=str(folder), **{**settings, **changes})
 
 
 def evaluating(folder, **changes):
-    return training(folder, **{"split": "test", "is_training": False, "unroll_frames": 0,
-                               **changes})
+    return training(
+        folder, **{"split": "test", "is_training": False, "unroll_frames": 0, **changes}
+    )
 
 
 def batches(config, count, **arguments):
@@ -87,8 +107,11 @@ def batches(config, count, **arguments):
 def examples(config, count):
     """The first `count` examples of a training stream, each without its batch dimension."""
     size = config.global_batch_size
-    return [{k: v[i] for k, v in batch.items()}
-            for batch in batches(config, -(-count // size)) for i in range(size)][:count]
+    return [
+        {k: v[i] for k, v in batch.items()}
+        for batch in batches(config, -(-count // size))
+        for i in range(size)
+    ][:count]
 
 
 def frame_numbers(example):
@@ -111,14 +134,16 @@ def assert_boxes_match_pixels(example, atol_px=1e-3, complete=True):
     """Every ground-truth box is where its colour is; `complete`: and nothing else is painted."""
     height, width = example["frames"].shape[1:3]
     for frame, boxes, classes, tracks in zip(
-            example["frames"], example["boxes"], example["classes"], example["tracks"]):
+        example["frames"], example["boxes"], example["classes"], example["tracks"]
+    ):
         painted = boxes_by_pixels(frame)
         there = classes > 0
         if complete:
             assert sorted(classes[there]) == sorted(painted)
         for box, class_id in zip(boxes[there], classes[there]):
             np.testing.assert_allclose(
-                box * [height, width, height, width], painted[class_id], atol=atol_px)
+                box * [height, width, height, width], painted[class_id], atol=atol_px
+            )
         assert (boxes[~there] == 0).all() and (tracks[~there] == -1).all()
         assert (tracks[there] >= 0).all()
 

@@ -2,8 +2,8 @@
 
 import numpy as np
 import pytest
-
 import reference
+
 from memvid_tf.detection.anchors import AnchorSpec, make_anchors
 
 MAPS = [(5, 4), (3, 2), (2, 1)]  # not square, to tell rows from columns

@@ -2,11 +2,10 @@
 
 import numpy as np
 import pytest
-
-import memvid_tf  # noqa: F401  (before TensorFlow)
+import reference
 import tensorflow as tf
 
-import reference
+import memvid_tf  # noqa: F401  (before TensorFlow)
 from export import convert, gate
 from memvid_tf.layers.fake_quant import Scheme
 from memvid_tf.models.attention import HISTORY_ONE, Attention, AttentionConfig, next_history

@@ -7,12 +7,14 @@ import tensorflow as tf
 from memvid_tf.data import augmentation
 
 
-def window(pictures, boxes=((.25, .25, .75, .75),)):
+def window(pictures, boxes=((0.25, 0.25, 0.75, 0.75),)):
     count = len(boxes)
-    return {"frames": tf.constant(pictures, tf.uint8),
-            "boxes": tf.constant([boxes], tf.float32),
-            "classes": tf.constant([[1 + i for i in range(count)]]),
-            "tracks": tf.constant([[10 + i for i in range(count)]])}
+    return {
+        "frames": tf.constant(pictures, tf.uint8),
+        "boxes": tf.constant([boxes], tf.float32),
+        "classes": tf.constant([[1 + i for i in range(count)]]),
+        "tracks": tf.constant([[10 + i for i in range(count)]]),
+    }
 
 
 def test_views_of_whole_pixels_are_cuts_with_grey_outside():
@@ -20,37 +22,52 @@ def test_views_of_whole_pixels_are_cuts_with_grey_outside():
     picture = rng.integers(0, 256, (1, 20, 30, 3), np.uint8)
     for top, left in ((0, 0), (4, 7), (-3, 5), (12, -6)):
         seen = augmentation.viewed(
-            window(picture), tf.constant([[top, left]], tf.float32), tf.constant([[10., 16.]]),
-            (10, 16))
+            window(picture),
+            tf.constant([[top, left]], tf.float32),
+            tf.constant([[10.0, 16.0]]),
+            (10, 16),
+        )
         padded = np.pad(picture[0], ((20, 20), (20, 20), (0, 0)), constant_values=128)
         np.testing.assert_array_equal(
-            seen["frames"][0], padded[20 + top:30 + top, 20 + left:36 + left])
+            seen["frames"][0], padded[20 + top : 30 + top, 20 + left : 36 + left]
+        )
 
 
 def test_a_view_keeps_positions_when_it_zooms():
     """On a ramp the grey says where a pixel is: x = 4.5 + extent (j + .5) / 40 - .5."""
     picture = np.broadcast_to((5 * np.arange(48))[:, None], (1, 32, 48, 3)).astype(np.uint8)
-    for extent in (20., 40.):
+    for extent in (20.0, 40.0):
         seen = augmentation.viewed(
-            window(picture), tf.constant([[2., 4.5]]), tf.constant([[extent / 2, extent]]),
-            (20, 40))
-        x = 4.5 + extent * (np.arange(40) + .5) / 40 - .5
+            window(picture),
+            tf.constant([[2.0, 4.5]]),
+            tf.constant([[extent / 2, extent]]),
+            (20, 40),
+        )
+        x = 4.5 + extent * (np.arange(40) + 0.5) / 40 - 0.5
         # Rounded to a grey level, a fifth of a pixel.
-        np.testing.assert_allclose(seen["frames"][0, :, :, 0], np.broadcast_to(5 * x, (20, 40)),
-                                   atol=.51)
+        np.testing.assert_allclose(
+            seen["frames"][0, :, :, 0], np.broadcast_to(5 * x, (20, 40)), atol=0.51
+        )
 
 
 def test_every_frame_of_a_still_has_its_own_view_and_its_boxes():
     picture = np.full((1, 40, 40, 3), 20, np.uint8)
     picture[0, 10:30, 10:30] = 200
-    corner, extent = tf.constant([[0., 0.], [5., 0.], [0., 25.]]), tf.constant([[40., 40.]] * 3)
+    corner, extent = (
+        tf.constant([[0.0, 0.0], [5.0, 0.0], [0.0, 25.0]]),
+        tf.constant([[40.0, 40.0]] * 3),
+    )
     one = window(picture)
-    three = {**one, **{name: tf.repeat(one[name], 3, axis=0)
-                       for name in ("boxes", "classes", "tracks")}}
+    three = {
+        **one,
+        **{name: tf.repeat(one[name], 3, axis=0) for name in ("boxes", "classes", "tracks")},
+    }
     seen = augmentation.viewed(three, corner, extent, (40, 40))
     np.testing.assert_allclose(
-        seen["boxes"][:, 0], [[.25, .25, .75, .75], [.125, .25, .625, .75], [0, 0, 0, 0]],
-        atol=1e-6)
+        seen["boxes"][:, 0],
+        [[0.25, 0.25, 0.75, 0.75], [0.125, 0.25, 0.625, 0.75], [0, 0, 0, 0]],
+        atol=1e-6,
+    )
     # The third view starts beyond the object's centre.
     assert seen["classes"][:, 0].numpy().tolist() == [1, 1, 0]
     assert seen["tracks"][:, 0].numpy().tolist() == [10, 10, -1]
@@ -65,20 +82,20 @@ def seeds(count):
 
 def test_stills_move_evenly_and_stay_inside():
     scales, drifts = [], []
-    motion = tf.function(lambda seed: augmentation.still_motion(6, .5, seed))
+    motion = tf.function(lambda seed: augmentation.still_motion(6, 0.5, seed))
     for seed in seeds(100):
         corner, extent = (x.numpy() for x in motion(seed))
         assert corner.shape == extent.shape == (6, 2)
         assert (corner >= -1e-6).all() and (corner + extent <= 1 + 1e-6).all()
-        assert (extent >= .5 - 1e-6).all() and (extent[:, 0] == extent[:, 1]).all()
+        assert (extent >= 0.5 - 1e-6).all() and (extent[:, 0] == extent[:, 1]).all()
         for steps in (np.diff(corner, axis=0), np.diff(extent, axis=0)):
             np.testing.assert_allclose(steps, np.broadcast_to(steps[:1], steps.shape), atol=1e-6)
         centre = corner + extent / 2
         drifts.append(np.abs(centre[-1] - centre[0]).max() / extent[0, 0])
         scales.append(extent[0, 0])
     # Uniform in .5..1, moving by up to .15 of the view; the border may add half of a zoom of .15.
-    assert min(scales) < .55 and max(scales) > .95
-    assert .05 < np.mean(drifts) and max(drifts) <= .15 + .075 + 1e-6
+    assert min(scales) < 0.55 and max(scales) > 0.95
+    assert 0.05 < np.mean(drifts) and max(drifts) <= 0.15 + 0.075 + 1e-6
 
 
 def covered(box, corner, extent, size):
@@ -90,14 +107,17 @@ def covered(box, corner, extent, size):
 
 
 def test_patches_are_ssds():
-    size = np.array([200., 300.])
-    boxes = np.array([[.1, .1, .3, .3], [.5, .6, .9, .8]], np.float32)
+    size = np.array([200.0, 300.0])
+    boxes = np.array([[0.1, 0.1, 0.3, 0.3], [0.5, 0.6, 0.9, 0.8]], np.float32)
     whole, expanded, best = 0, 0, []
-    patch = tf.function(lambda seed: augmentation.random_patch(
-        tf.constant(size, tf.float32), tf.constant(boxes), 3., seed))
+    patch = tf.function(
+        lambda seed: augmentation.random_patch(
+            tf.constant(size, tf.float32), tf.constant(boxes), 3.0, seed
+        )
+    )
     for seed in seeds(300):
         corner, extent = (x.numpy() for x in patch(seed))
-        beyond = (corner < -.5).any() or (corner + extent > size + .5).any()
+        beyond = (corner < -0.5).any() or (corner + extent > size + 0.5).any()
         expanded += beyond
         assert (extent <= 3 * size + 1).all() and (corner >= -2 * size - 1).all()
         if (corner == 0).all() and (extent == size).all():
@@ -105,18 +125,19 @@ def test_patches_are_ssds():
             continue
         ratio = extent[1] / extent[0]
         # Between 1/2 and 2, a rounded pixel aside, or a zoomed-out canvas of 3:2.
-        assert .45 < ratio < 2.1
+        assert 0.45 < ratio < 2.1
         best.append(max(covered(box, corner, extent, size) for box in boxes))
     # No zoom (1/2) and no patch (1/7): 21 of 300 expected, standard deviation 4.5.
     assert 8 <= whole <= 40
     assert 60 <= expanded <= 150
     # Only one patch in seven, of any cover, may miss all objects.
-    assert np.mean(np.array(best) < .1) < .12 and np.mean(np.array(best) > .89) > .5
+    assert np.mean(np.array(best) < 0.1) < 0.12 and np.mean(np.array(best) > 0.89) > 0.5
 
 
 def test_without_objects_there_are_patches_too():
     corner, extent = augmentation.random_patch(
-        tf.constant([200., 300.]), tf.zeros([0, 4]), 1., tf.constant([0, 4]))
+        tf.constant([200.0, 300.0]), tf.zeros([0, 4]), 1.0, tf.constant([0, 4])
+    )
     assert (corner.numpy() >= 0).all() and (extent.numpy() > 0).all()
 
 
@@ -125,8 +146,9 @@ def test_one_view_for_all_frames_of_a_video(pictures):
     rng = np.random.default_rng(1)
     frames = rng.integers(0, 256, (pictures, 16, 16, 3), np.uint8)
     one = window(frames)
-    three = {**one, **{name: tf.repeat(one[name], 3, axis=0)
-                       for name in ("boxes", "classes", "tracks")}}
-    seen = augmentation.viewed(three, tf.zeros([3, 2]), tf.fill([3, 2], 16.), (16, 16))
-    np.testing.assert_array_equal(
-        seen["frames"], np.broadcast_to(frames, (3, 16, 16, 3)))
+    three = {
+        **one,
+        **{name: tf.repeat(one[name], 3, axis=0) for name in ("boxes", "classes", "tracks")},
+    }
+    seen = augmentation.viewed(three, tf.zeros([3, 2]), tf.fill([3, 2], 16.0), (16, 16))
+    np.testing.assert_array_equal(seen["frames"], np.broadcast_to(frames, (3, 16, 16, 3)))

@@ -23,13 +23,26 @@ def test_it_measures_every_way_of_reading(tmp_path):
 
 
 def test_the_page_repeats_the_numbers():
-    page = data.markdown({
-        "data_set": "davis2016", "clips": 24, "frames": 600, "detections": 5,
-        "clips_a_second": {"limit": 80., "plain": 40., "augmented": 16.},
-        "score_seconds": {"plain": .03, "size_dependent": .06},
-        "provenance": {"machine": {"processor": "a chip"}, "date": "today", "code_version": "1"}})
-    rows = [[cell.strip() for cell in line.strip("|").split("|")]
-            for line in page.splitlines() if line.startswith("|")]
+    page = data.markdown(
+        {
+            "data_set": "davis2016",
+            "clips": 24,
+            "frames": 600,
+            "detections": 5,
+            "clips_a_second": {"limit": 80.0, "plain": 40.0, "augmented": 16.0},
+            "score_seconds": {"plain": 0.03, "size_dependent": 0.06},
+            "provenance": {
+                "machine": {"processor": "a chip"},
+                "date": "today",
+                "code_version": "1",
+            },
+        }
+    )
+    rows = [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in page.splitlines()
+        if line.startswith("|")
+    ]
     assert ["JPEG decoding alone", "80.0", "1.00"] in rows
     assert ["windows with SSD's patches, flips and colours", "16.0", "5.00"] in rows
     assert ["size_dependent", "0.1", "100"] in rows

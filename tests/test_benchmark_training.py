@@ -65,15 +65,21 @@ def test_the_page_holds_what_the_turns_returned(tmp_path):
 
     turns = written["turns"]
     assert {len(of) for of in turns.values()} == {2}
-    ms = {name: np.array([turn["step_ms"] for turn in turns[name]])
-          for name in ("bare", "trainer", "trainer_input", "single_steps")}
+    ms = {
+        name: np.array([turn["step_ms"] for turn in turns[name]])
+        for name in ("bare", "trainer", "trainer_input", "single_steps")
+    }
     summary = written["summary"]
     for name, values in ms.items():
         assert summary["step_ms"][name] == pytest.approx(
-            {"median": np.median(values), "least": values.min(), "most": values.max()})
+            {"median": np.median(values), "least": values.min(), "most": values.max()}
+        )
         assert f"{np.median(values):.1f}" in page
-    for name, base in (("trainer", "bare"), ("trainer_input", "trainer"),
-                       ("single_steps", "trainer_input")):
+    for name, base in (
+        ("trainer", "bare"),
+        ("trainer_input", "trainer"),
+        ("single_steps", "trainer_input"),
+    ):
         ratio = summary["ratios"][name]
         assert ratio["over"] == base
         assert ratio["median"] == pytest.approx(np.median(ms[name] / ms[base]))
@@ -88,8 +94,10 @@ def test_the_page_holds_what_the_turns_returned(tmp_path):
     # Turns are comparable: they train on the same data from the same weights, so the trainer's
     # loss is the bare loop's, up to the rounding of two compilations, which five steps of Adam
     # may enlarge, and each repeats itself exactly.
-    loss = {name: [turn["loss"] for turn in turns[name]]
-            for name in ("bare", "trainer", "trainer_input")}
+    loss = {
+        name: [turn["loss"] for turn in turns[name]]
+        for name in ("bare", "trainer", "trainer_input")
+    }
     for values in loss.values():
         assert values[0] == values[1]
     assert loss["trainer"] == pytest.approx(loss["bare"], rel=1e-3)

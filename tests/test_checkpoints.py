@@ -6,11 +6,10 @@ import re
 
 import numpy as np
 import pytest
-
-import memvid_tf  # noqa: F401  (before TensorFlow)
+import reference
 import tensorflow as tf
 
-import reference
+import memvid_tf  # noqa: F401  (before TensorFlow)
 from memvid_tf.errors import UserError
 from memvid_tf.models import interleaved
 from memvid_tf.tasks import checkpoints

@@ -38,17 +38,25 @@ def test_evaluation_gives_every_clip_as_stored(folder):
     assert joined["num_frames"].tolist() == [length("test", i) for i in range(TEST_CLIPS)]
     assert joined["frames"].shape == (TEST_CLIPS, 8, *SIZE, 3)
     assert {k: v.dtype.name for k, v in joined.items()} == {
-        "frames": "uint8", "boxes": "float32", "classes": "int32", "tracks": "int32",
-        "num_frames": "int32", "source_size": "int32", "clip_index": "int32"}
+        "frames": "uint8",
+        "boxes": "float32",
+        "classes": "int32",
+        "tracks": "int32",
+        "num_frames": "int32",
+        "source_size": "int32",
+        "clip_index": "int32",
+    }
     # Stored as they were, except for test clip 3.
     assert joined["source_size"].tolist() == [
-        [480, 640] if i == 3 else list(SIZE) for i in range(TEST_CLIPS)]
+        [480, 640] if i == 3 else list(SIZE) for i in range(TEST_CLIPS)
+    ]
     named = batches(evaluating(folder), 1, names=True)[0]["clip_id"]
     assert named.tolist() == [f"test-{i}".encode() for i in range(3)]
     for index in range(TEST_CLIPS):
         for t in range(8):
             frame, boxes, classes, tracks = (
-                joined[k][index, t] for k in ("frames", "boxes", "classes", "tracks"))
+                joined[k][index, t] for k in ("frames", "boxes", "classes", "tracks")
+            )
             expected = objects("test", index, t) if t < length("test", index) else []
             if t < length("test", index):
                 np.testing.assert_array_equal(frame, paint("test", index, t))
@@ -59,12 +67,13 @@ def test_evaluation_gives_every_clip_as_stored(folder):
                 rows[n] = np.array(box) / [*SIZE, *SIZE]
                 assert (classes[n], tracks[n]) == (class_id, track)
             np.testing.assert_allclose(boxes, rows, rtol=1e-6)
-            assert (classes[len(expected):] == 0).all() and (tracks[len(expected):] == -1).all()
+            assert (classes[len(expected) :] == 0).all() and (tracks[len(expected) :] == -1).all()
 
 
 def test_evaluation_can_cut_clips_and_drop_the_last_batch(folder):
     found = batches(
-        evaluating(folder, unroll_frames=3, global_batch_size=2, drop_remainder=True), -1)
+        evaluating(folder, unroll_frames=3, global_batch_size=2, drop_remainder=True), -1
+    )
     assert [batch["frames"].shape[:2] for batch in found] == [(2, 3), (2, 3)]
     assert (found[0]["num_frames"] == 3).all()
 
@@ -92,8 +101,10 @@ def test_the_longest_window_has_one_stride_whatever_is_allowed(folder):
 
 
 def test_time_reversal(folder):
-    directions = [np.sign(np.diff(frame_numbers(example))[0])
-                  for example in examples(training(folder, time_reversal=True), 60)]
+    directions = [
+        np.sign(np.diff(frame_numbers(example))[0])
+        for example in examples(training(folder, time_reversal=True), 60)
+    ]
     # 60 fair coins: below 15 of a side has probability 1e-4, and the seed is fixed.
     assert 15 < sum(d > 0 for d in directions) < 45
 
@@ -115,7 +126,7 @@ def test_flips_move_boxes_with_the_pixels_and_whole_windows(folder):
 
 def test_shifts_are_even_and_the_same_in_all_frames(folder):
     seen = set()
-    for example in examples(training(folder, max_shift=.25), 60):
+    for example in examples(training(folder, max_shift=0.25), 60):
         index, numbers = int(example["clip_index"]), frame_numbers_of_shifted(example)
         height, width = SIZE
         matches = []
@@ -124,8 +135,11 @@ def test_shifts_are_even_and_the_same_in_all_frames(folder):
                 expected = np.full((4, *SIZE, 3), 128, np.uint8)
                 for out, t in zip(expected, numbers):
                     source = paint("train", index, t)[
-                        max(dy, 0):height + min(dy, 0), max(dx, 0):width + min(dx, 0)]
-                    out[max(-dy, 0):][:source.shape[0], max(-dx, 0):][:, :source.shape[1]] = source
+                        max(dy, 0) : height + min(dy, 0), max(dx, 0) : width + min(dx, 0)
+                    ]
+                    out[max(-dy, 0) :][: source.shape[0], max(-dx, 0) :][:, : source.shape[1]] = (
+                        source
+                    )
                 if (expected == example["frames"]).all():
                     matches.append((dy, dx))
         (offset,) = matches
@@ -150,27 +164,29 @@ def frame_numbers_of_shifted(example):
 def test_an_object_goes_when_its_centre_leaves():
     window = {
         "frames": tf.zeros((1, 10, 20, 3), tf.uint8),
-        "boxes": tf.constant([[[.2, .0, .6, .2], [.2, .5, .6, .9], [0., 0., 0., 0.]]]),
+        "boxes": tf.constant([[[0.2, 0.0, 0.6, 0.2], [0.2, 0.5, 0.6, 0.9], [0.0, 0.0, 0.0, 0.0]]]),
         "classes": tf.constant([[2, 3, 0]]),
         "tracks": tf.constant([[5, 6, -1]]),
     }
     # Two pixels right of 20: the first box was 0..4, centre exactly on the new border; it stays.
     moved = augmentation.shifted(window, tf.constant([0, 2]))
     np.testing.assert_allclose(
-        moved["boxes"][0], [[.2, 0, .6, .1], [.2, .4, .6, .8], [0, 0, 0, 0]], atol=1e-6)
+        moved["boxes"][0], [[0.2, 0, 0.6, 0.1], [0.2, 0.4, 0.6, 0.8], [0, 0, 0, 0]], atol=1e-6
+    )
     assert moved["classes"].numpy().tolist() == [[2, 3, 0]]
     moved = augmentation.shifted(window, tf.constant([-6, 4]))
     # Down by 6 of 10: boxes 8..12, of which 8..10 show; their centre, 10, is on the border.
     # Four to the right: the first one's centre, at -2, is out.
     np.testing.assert_allclose(
-        moved["boxes"][0], [[0, 0, 0, 0], [.8, .3, 1, .7], [0, 0, 0, 0]], atol=1e-6)
+        moved["boxes"][0], [[0, 0, 0, 0], [0.8, 0.3, 1, 0.7], [0, 0, 0, 0]], atol=1e-6
+    )
     assert moved["classes"].numpy().tolist() == [[0, 3, 0]]
     assert moved["tracks"].numpy().tolist() == [[-1, 6, -1]]
 
 
 def test_crops_keep_boxes_on_the_pixels(folder):
     sides = []
-    config = training(folder, random_crop=True, crop_min_scale=.6)
+    config = training(folder, random_crop=True, crop_min_scale=0.6)
     for example in examples(config, 60):
         # A crop to .6 and back scales pixel borders by 1.7 and blurs them by about one pixel.
         assert_boxes_match_pixels_roughly(example)
@@ -186,15 +202,19 @@ def assert_boxes_match_pixels_roughly(example):
         painted = boxes_by_pixels(frame)
         for box, class_id in zip(boxes[classes > 0], classes[classes > 0]):
             np.testing.assert_allclose(
-                box * [height, width, height, width], painted[class_id], atol=1.7)
+                box * [height, width, height, width], painted[class_id], atol=1.7
+            )
 
 
 def test_a_crop_without_zoom_is_the_frame():
     rng = np.random.default_rng(0)
-    window = {"frames": tf.constant(rng.integers(0, 256, (2, 10, 14, 3)), tf.uint8),
-              "boxes": tf.constant([[[.1, .2, .5, .6]]] * 2),
-              "classes": tf.ones((2, 1), tf.int32), "tracks": tf.zeros((2, 1), tf.int32)}
-    same = augmentation.cropped(window, tf.constant(1.), tf.constant([.99, .3]))
+    window = {
+        "frames": tf.constant(rng.integers(0, 256, (2, 10, 14, 3)), tf.uint8),
+        "boxes": tf.constant([[[0.1, 0.2, 0.5, 0.6]]] * 2),
+        "classes": tf.ones((2, 1), tf.int32),
+        "tracks": tf.zeros((2, 1), tf.int32),
+    }
+    same = augmentation.cropped(window, tf.constant(1.0), tf.constant([0.99, 0.3]))
     np.testing.assert_array_equal(same["frames"], window["frames"])
     np.testing.assert_allclose(same["boxes"], window["boxes"], atol=1e-6)
 
@@ -202,7 +222,7 @@ def test_a_crop_without_zoom_is_the_frame():
 def recolored_reference(frames, saturation, contrast, brightness):
     """Step by step: towards grey, away from the mean grey, and up."""
     values = frames.astype(np.float64)
-    weights = np.array([.299, .587, .114])
+    weights = np.array([0.299, 0.587, 0.114])
     mean_grey = (values.mean(axis=(0, 1, 2)) * weights).sum()
     grey = (values * weights).sum(axis=-1, keepdims=True)
     values = grey + saturation * (values - grey)
@@ -216,10 +236,11 @@ def test_colours_change_alike_in_all_frames():
     for draws in rng.random((20, 3)).astype(np.float32):
         # Saturation .5..1.5, contrast .8..1.2, brightness -32..32.
         expected = recolored_reference(
-            frames, .5 + draws[0], .8 + .4 * draws[1], -32 + 64 * draws[2])
+            frames, 0.5 + draws[0], 0.8 + 0.4 * draws[1], -32 + 64 * draws[2]
+        )
         changed = augmentation.recolored(tf.constant(frames), tf.constant(draws)).numpy()
         # Rounded to a grey level; .01 for float32 sums on values up to 255.
-        np.testing.assert_allclose(changed, expected, atol=.51)
+        np.testing.assert_allclose(changed, expected, atol=0.51)
 
 
 def test_photometric_change_is_applied_once_a_window(folder):
@@ -232,8 +253,15 @@ def test_photometric_change_is_applied_once_a_window(folder):
     assert len(grounds) > 15
 
 
-FULL = {"flip": True, "photometric": True, "max_stride": 2, "max_shift": .1,
-        "random_crop": True, "crop_min_scale": .7, "time_reversal": True}
+FULL = {
+    "flip": True,
+    "photometric": True,
+    "max_stride": 2,
+    "max_shift": 0.1,
+    "random_crop": True,
+    "crop_min_scale": 0.7,
+    "time_reversal": True,
+}
 
 
 def test_a_resumed_stream_equals_the_uninterrupted_one(folder):
@@ -255,7 +283,7 @@ def test_the_stream_is_a_function_of_its_own_seed(folder):
 
 def test_every_epoch_shows_every_clip_once_in_its_own_order(folder):
     found = [int(example["clip_index"]) for example in examples(training(folder), 44)]
-    epochs = [found[i:i + TRAIN_CLIPS] for i in range(0, 44, TRAIN_CLIPS)]
+    epochs = [found[i : i + TRAIN_CLIPS] for i in range(0, 44, TRAIN_CLIPS)]
     assert all(sorted(epoch) == list(range(TRAIN_CLIPS)) for epoch in epochs)
     assert len({tuple(epoch) for epoch in epochs}) == 4
 
@@ -272,13 +300,25 @@ def test_augmentation_differs_between_epochs(folder):
 def test_two_pipelines_together_give_what_one_gives(folder):
     config = training(folder, **FULL, global_batch_size=4)
     whole = batches(config, 5, start_step=2)
-    parts = [batches(config, 5, start_step=2, input_context=tf.distribute.InputContext(
-        num_input_pipelines=2, input_pipeline_id=i, num_replicas_in_sync=2)) for i in range(2)]
+    parts = [
+        batches(
+            config,
+            5,
+            start_step=2,
+            input_context=tf.distribute.InputContext(
+                num_input_pipelines=2, input_pipeline_id=i, num_replicas_in_sync=2
+            ),
+        )
+        for i in range(2)
+    ]
     joined = [{k: np.concatenate([a[k], b[k]]) for k in a} for a, b in zip(*parts)]
     same_stream(joined, whole)
     contexts = [tf.distribute.InputContext(2, i, 2) for i in range(2)]
-    found = [b["clip_index"].tolist() for c in contexts for b in batches(
-        evaluating(folder, global_batch_size=4), -1, input_context=c)]
+    found = [
+        b["clip_index"].tolist()
+        for c in contexts
+        for b in batches(evaluating(folder, global_batch_size=4), -1, input_context=c)
+    ]
     assert sorted(sum(found, [])) == list(range(TEST_CLIPS))
 
 
@@ -292,17 +332,20 @@ def test_stored_frames_of_another_size_are_resized(folder):
     np.testing.assert_array_equal(small["frames"][0, 0, 14, 2], paint("test", 0, 0)[29, 5])
 
 
-@pytest.mark.parametrize("change, message", [
-    ({"input_path": "nowhere"}, "nowhere does not exist; make a data set with: python -m"),
-    ({"split": "val"}, "no split 'val'; it has test, train"),
-    ({"unroll_frames": 13}, "unroll_frames 13 is not allowed: at most 12, the shortest clip"),
-    ({"unroll_frames": 0}, "unroll_frames 0"),
-    ({"max_objects": 1}, "max_objects 1 is not allowed: at least 2"),
-    ({"max_stride": 0}, "max_stride 0"),
-    ({"crop_min_scale": 1.5}, "crop_min_scale 1.5"),
-    ({"seed": None}, "seed None"),
-    ({"tfds_name": "coco"}, "tfds_name 'coco' is not allowed: empty"),
-])
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"input_path": "nowhere"}, "nowhere does not exist; make a data set with: python -m"),
+        ({"split": "val"}, "no split 'val'; it has test, train"),
+        ({"unroll_frames": 13}, "unroll_frames 13 is not allowed: at most 12, the shortest clip"),
+        ({"unroll_frames": 0}, "unroll_frames 0"),
+        ({"max_objects": 1}, "max_objects 1 is not allowed: at least 2"),
+        ({"max_stride": 0}, "max_stride 0"),
+        ({"crop_min_scale": 1.5}, "crop_min_scale 1.5"),
+        ({"seed": None}, "seed None"),
+        ({"tfds_name": "coco"}, "tfds_name 'coco' is not allowed: empty"),
+    ],
+)
 def test_wrong_settings_are_named(folder, change, message):
     with pytest.raises(ValueError, match=message):
         clips.clip_dataset(training(folder).replace(**change))
@@ -329,7 +372,7 @@ def test_damaged_record_headers_are_found(folder, tmp_path):
 def test_the_configuration_goes_through_yaml(folder, tmp_path):
     from official.modeling import hyperparams
 
-    config = training(folder, max_shift=.1)
+    config = training(folder, max_shift=0.1)
     path = tmp_path / "params.yaml"
     hyperparams.save_params_dict_to_yaml(config, str(path))
     again = hyperparams.override_params_dict(ClipConfig(), str(path), is_strict=True)

@@ -18,9 +18,13 @@ def test_the_published_twelve(fixtures_dir):
     if not folder.is_dir():
         pytest.skip(f"no COCO results at {folder}")
     truth, results, published = (
-        json.loads((folder / name).read_text(encoding="utf-8")) for name in (
-            "sampled_gts_bbox_area.json", "sampled_bbox_results.json",
-            "coco100_review_dets_stats.json"))
+        json.loads((folder / name).read_text(encoding="utf-8"))
+        for name in (
+            "sampled_gts_bbox_area.json",
+            "sampled_bbox_results.json",
+            "coco100_review_dets_stats.json",
+        )
+    )
     keys = ("image_id", "category_id", "bbox", "score")
     detections = [{key: a[key] for key in keys} for a in results["annotations"]]
     found = coco.evaluate(truth, detections)
@@ -35,13 +39,13 @@ def test_images_without_detections_count():
 
     The first 51 of COCO's 101 recalls are reached, with precision 1: 51/101 at every IoU.
     """
-    box = np.array([[.1, .1, .7, .5]])
+    box = np.array([[0.1, 0.1, 0.7, 0.5]])
     truth = [(box, np.array([1]), np.array([0]))] * 2
     score = CocoAp(["cat", "dog"])
-    score.add_clip([(box, np.array([.9]), np.array([1])), NOTHING], truth, SIZE)
+    score.add_clip([(box, np.array([0.9]), np.array([1])), NOTHING], truth, SIZE)
     numbers = score.result().numbers
     assert numbers["AP"] == numbers["AP50"] == pytest.approx(51 / 101)
-    assert numbers["AR_100"] == pytest.approx(.5)
+    assert numbers["AR_100"] == pytest.approx(0.5)
     # 60 x 80 pixels: medium, 32**2 to 96**2.
     assert numbers["AP_medium"] == pytest.approx(51 / 101) and math.isnan(numbers["AP_small"])
     found = score.result()
@@ -52,31 +56,36 @@ def test_images_without_detections_count():
 
 def test_nothing_found_at_all():
     score = CocoAp(["cat"])
-    score.add_clip([NOTHING], [(np.array([[0, 0, .5, .5]]), np.array([1]), np.array([0]))], SIZE)
+    score.add_clip([NOTHING], [(np.array([[0, 0, 0.5, 0.5]]), np.array([1]), np.array([0]))], SIZE)
     assert score.result().numbers["AP"] == 0
 
 
 def test_thresholds_follow_the_overlap():
     """A box of 3/4 of the object's width has IoU .75: right at .5 to .75, six of ten thresholds."""
     score = CocoAp(["cat"])
-    score.add_clip([(np.array([[0, 0, .5, .3]]), np.array([.9]), np.array([1]))],
-                   [(np.array([[0, 0, .5, .4]]), np.array([1]), np.array([0]))], (100, 100))
+    score.add_clip(
+        [(np.array([[0, 0, 0.5, 0.3]]), np.array([0.9]), np.array([1]))],
+        [(np.array([[0, 0, 0.5, 0.4]]), np.array([1]), np.array([0]))],
+        (100, 100),
+    )
     numbers = score.result().numbers
-    assert numbers["AP"] == pytest.approx(.6) and numbers["AP75"] == pytest.approx(1)
+    assert numbers["AP"] == pytest.approx(0.6) and numbers["AP75"] == pytest.approx(1)
 
 
 def test_the_size_is_of_the_original_frames():
-    truth = [(np.array([[0, 0, .5, .5]]), np.array([1]), np.array([0]))]
+    truth = [(np.array([[0, 0, 0.5, 0.5]]), np.array([1]), np.array([0]))]
     for size, large in (((60, 60), "AP_small"), ((640, 480), "AP_large")):
         score = CocoAp(["cat"])
-        score.add_clip([(truth[0][0], np.array([.5]), np.array([1]))], truth, size)
+        score.add_clip([(truth[0][0], np.array([0.5]), np.array([1]))], truth, size)
         assert score.result().numbers[large] == pytest.approx(1)
 
 
-@pytest.mark.parametrize("change", [
-    {"image_id": 2}, {"category_id": 3}, {"score": math.nan}, {"bbox": [0, 0, math.inf, 1]}])
+@pytest.mark.parametrize(
+    "change",
+    [{"image_id": 2}, {"category_id": 3}, {"score": math.nan}, {"bbox": [0, 0, math.inf, 1]}],
+)
 def test_detections_of_nothing_are_refused(change):
     truth = {"images": [{"id": 1}], "categories": [{"id": 1, "name": "cat"}], "annotations": []}
-    detection = {"image_id": 1, "category_id": 1, "bbox": [0, 0, 1, 1], "score": .5, **change}
+    detection = {"image_id": 1, "category_id": 1, "bbox": [0, 0, 1, 1], "score": 0.5, **change}
     with pytest.raises(ValueError, match="not of an image and a category of the truth"):
         coco.evaluate(truth, [detection])

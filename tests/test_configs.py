@@ -9,13 +9,13 @@ import sys
 
 import numpy as np
 import pytest
+from official.core import task_factory
+from official.modeling import optimization
 
 import memvid_tf  # noqa: F401  (before TensorFlow)
 from memvid_tf.data import conversion, synthetic
 from memvid_tf.models.interleaved import InterleavedConfig
 from memvid_tf.tasks import configuration, training  # noqa: F401  (registers the experiments)
-from official.core import task_factory
-from official.modeling import optimization
 
 REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
 FILES = sorted(path.relative_to(REPOSITORY) for path in (REPOSITORY / "configs").glob("*.yaml"))

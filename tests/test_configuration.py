@@ -7,12 +7,12 @@ import re
 
 import pytest
 import yaml
+from official.core import config_definitions, exp_factory
+from official.modeling import hyperparams, optimization
 
 import memvid_tf  # noqa: F401  (before TensorFlow)
 from memvid_tf.errors import UserError
 from memvid_tf.tasks import configuration
-from official.core import config_definitions, exp_factory
-from official.modeling import hyperparams, optimization
 
 EXPERIMENT = "test_configuration"
 

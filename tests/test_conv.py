@@ -5,10 +5,10 @@ import sys
 
 import numpy as np
 import pytest
+import reference
 import tensorflow as tf
 import tf_keras
 
-import reference
 from memvid_tf.layers.conv import Add, BatchNorm, Conv, DepthwiseConv, SeparableConv
 from memvid_tf.layers.fake_quant import FixedRange, Scheme, quantize
 
@@ -162,9 +162,7 @@ def test_quantized_training_folds_the_statistics_of_the_unquantized_convolution(
     out = layer(tf.constant(x), training=True).numpy()
     assert_same_grid_point(out, folded(layer, x, w, mean, variance), 6 / 255)
     after = arrays(layer)
-    np.testing.assert_allclose(
-        after["mean"], MOMENTUM * w["mean"] + (1 - MOMENTUM) * mean, **FLOAT
-    )
+    np.testing.assert_allclose(after["mean"], MOMENTUM * w["mean"] + (1 - MOMENTUM) * mean, **FLOAT)
     np.testing.assert_allclose(
         after["variance"], MOMENTUM * w["variance"] + (1 - MOMENTUM) * variance, **FLOAT
     )

@@ -4,10 +4,10 @@ import dataclasses
 
 import numpy as np
 import pytest
+import reference
 import tensorflow as tf
 from tensorflow_model_optimization.python.core.quantization.keras import quantizers as tfmot
 
-import reference
 from memvid_tf.layers.conv_lstm import CELLS, FactoredCell, PaperCell, State
 from memvid_tf.layers.fake_quant import Scheme
 
@@ -228,9 +228,7 @@ def test_both_extractors_meet_in_one_graph_of_the_factored_memory():
 
 
 def all_values():
-    return tfmot.AllValuesQuantizer(
-        num_bits=8, per_axis=False, symmetric=False, narrow_range=False
-    )
+    return tfmot.AllValuesQuantizer(num_bits=8, per_axis=False, symmetric=False, narrow_range=False)
 
 
 @pytest.mark.parametrize("form, expected_step", FORMS, ids=["paper", "factored"])

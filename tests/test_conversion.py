@@ -11,15 +11,16 @@ from memvid_tf.data import annotation_xml, classes, conversion, layouts, picture
 from memvid_tf.data.conversion import ConversionConfig
 from memvid_tf.data.records import DatasetError
 
-CONFIG = ConversionConfig(image_size=(24, 32), clip_frames=6, min_clip_frames=2,
-                          eval_clip_frames=4)
+CONFIG = ConversionConfig(image_size=(24, 32), clip_frames=6, min_clip_frames=2, eval_clip_frames=4)
 
 
 def convert(name, source, config=CONFIG):
     """split -> clips, without writing anything."""
     plan = conversion.plan(conversion.open_layout(name, source), config)
-    return {split: [plan.make_clip(split, i) for i in range(of.clips)]
-            for split, of in plan.splits.items()}
+    return {
+        split: [plan.make_clip(split, i) for i in range(of.clips)]
+        for split, of in plan.splits.items()
+    }
 
 
 def decoded(data, mode=cv2.IMREAD_GRAYSCALE):
@@ -40,27 +41,30 @@ def test_vid(tmp_path):
     first = "ILSVRC2015_train_00000000"
     # 12 frames in clips of 6; 3 are one short clip; 5 of val are 4 and 1.
     assert [(c.clip_id, len(c.images)) for c in found["train"]] == [
-        (f"imagenet_vid-{first}:00000", 6), (f"imagenet_vid-{first}:00006", 6),
-        ("imagenet_vid-ILSVRC2015_train_00000001:00000", 3)]
+        (f"imagenet_vid-{first}:00000", 6),
+        (f"imagenet_vid-{first}:00006", 6),
+        ("imagenet_vid-ILSVRC2015_train_00000001:00000", 3),
+    ]
     assert [(c.clip_id[-20:], len(c.images)) for c in found["val"]] == [
         ("5_val_00000000:00000", 4),
-        ("5_val_00000000:00004", 1)]
+        ("5_val_00000000:00004", 1),
+    ]
     ids = {wnid: i + 1 for i, wnid in enumerate(classes.VID_WNIDS)}
     for clip, start in zip(found["train"], (0, 6)):
         assert (clip.source_height, clip.source_width, clip.left_out) == (48, 64, 0)
-        for t, (boxes, class_ids, tracks) in enumerate(
-                zip(clip.boxes, clip.classes, clip.tracks)):
+        for t, (boxes, class_ids, tracks) in enumerate(zip(clip.boxes, clip.classes, clip.tracks)):
             video = f"train/ILSVRC2015_VID_train_0000/{first}"
             expected = truth[video, start + t]
             np.testing.assert_allclose(
-                boxes, np.reshape([o[1] for o in expected], (-1, 4)) / [48, 64, 48, 64], rtol=1e-6)
+                boxes, np.reshape([o[1] for o in expected], (-1, 4)) / [48, 64, 48, 64], rtol=1e-6
+            )
             assert class_ids.tolist() == [ids[o[0]] for o in expected]
             assert tracks.tolist() == [o[2] for o in expected]
         image = decoded(clip.images[0], cv2.IMREAD_COLOR)
         assert image.shape == (24, 32, 3)
         # The dog's block, (200, 120, 30) in OpenCV's order; red and blue are
         # 170 apart, JPEG twice costs some grey levels.
-        assert np.abs(image[6:10, 6 + start // 2] - (200., 120, 30)).max() < 25
+        assert np.abs(image[6:10, 6 + start // 2] - (200.0, 120, 30)).max() < 25
 
 
 def test_det_gives_pictures_with_a_class_of_vid(tmp_path):
@@ -76,15 +80,20 @@ def test_det_gives_pictures_with_a_class_of_vid(tmp_path):
 def test_coco(tmp_path, name, boats):
     layout_trees.coco(tmp_path)
     found = convert(name, tmp_path)
-    ids = {clip.clip_id: [classes.VID_LABELS[i - 1] for i in clip.classes[0]]
-           for clip in found["train"]}
-    expected = {f"{name}-000000000009:00000": ["domestic_cat"],
-                f"{name}-000000000034:00000": ["cattle"]}
+    ids = {
+        clip.clip_id: [classes.VID_LABELS[i - 1] for i in clip.classes[0]]
+        for clip in found["train"]
+    }
+    expected = {
+        f"{name}-000000000009:00000": ["domestic_cat"],
+        f"{name}-000000000034:00000": ["cattle"],
+    }
     if boats:
         expected[f"{name}-000000000025:00000"] = ["watercraft"]
     assert ids == expected
     np.testing.assert_allclose(
-        found["train"][0].boxes[0], [[8 / 48, 4.5 / 64, 24 / 48, 20.75 / 64]], rtol=1e-6)
+        found["train"][0].boxes[0], [[8 / 48, 4.5 / 64, 24 / 48, 20.75 / 64]], rtol=1e-6
+    )
     # Validation is over all pictures.
     assert [len(clip.classes[0]) for clip in found["val"]] == [1, int(boats), 0, 1]
 
@@ -96,8 +105,9 @@ def test_voc(tmp_path):
     labels = [classes.VOC_LABELS[i - 1] for i in clip.classes[0]]
     assert labels == ["dog", "cat"]
     # Pixels count from one: columns 5..20 are 4..19 from zero.
-    np.testing.assert_allclose(clip.boxes[0] * [48, 64, 48, 64],
-                               [[8, 4, 24, 20], [29, 10, 48, 50]], atol=1e-4)
+    np.testing.assert_allclose(
+        clip.boxes[0] * [48, 64, 48, 64], [[8, 4, 24, 20], [29, 10, 48, 50]], atol=1e-4
+    )
     expected = np.zeros_like(mask)
     expected[mask == 1], expected[mask == 3] = 1, 2  # Neither the difficult person nor void.
     np.testing.assert_array_equal(decoded(clip.masks[0]), expected)
@@ -105,10 +115,9 @@ def test_voc(tmp_path):
 
 
 def test_davis_2016_through_the_writer(tmp_path):
-    blocks = layout_trees.davis(
-        tmp_path / "DAVIS", {"bear": 20, "ant": 10}, empty={("ant", 8)})
+    blocks = layout_trees.davis(tmp_path / "DAVIS", {"bear": 20, "ant": 10}, empty={("ant", 8)})
     # Half the size in both directions, so blocks of even corners stay exact.
-    config = ConversionConfig(image_size=(24, 32), clip_frames=6, min_clip_frames=2, train_part=.7)
+    config = ConversionConfig(image_size=(24, 32), clip_frames=6, min_clip_frames=2, train_part=0.7)
     plan = conversion.plan(conversion.open_layout("davis2016", tmp_path / "DAVIS"), config)
     info, _ = sharding.write_dataset(tmp_path / "set", plan, workers=1)
     assert info.labels == ("object",) and info.image_size == (24, 32)
@@ -116,10 +125,15 @@ def test_davis_2016_through_the_writer(tmp_path):
     test = list(records.read_clips(info, "test"))
     # ant: 7 of 10 frames train: 6 and a tail of 1, too short. bear: 14 of 20: 6, 6 and 2.
     assert [(clip.clip_id, len(clip.images)) for clip in train] == [
-        ("davis2016-ant:00000", 6), ("davis2016-bear:00000", 6), ("davis2016-bear:00006", 6),
-        ("davis2016-bear:00012", 2)]
+        ("davis2016-ant:00000", 6),
+        ("davis2016-bear:00000", 6),
+        ("davis2016-bear:00006", 6),
+        ("davis2016-bear:00012", 2),
+    ]
     assert [(clip.clip_id, len(clip.images)) for clip in test] == [
-        ("davis2016-ant:00007", 3), ("davis2016-bear:00014", 6)]
+        ("davis2016-ant:00007", 3),
+        ("davis2016-bear:00014", 6),
+    ]
     statistics = info.split("train").statistics
     assert info.split("test").clip_frames == 6 and statistics["min_clip_frames"] == 2
     assert statistics["objects_by_class"] == {"object": 20} and statistics["left_out"] == 0
@@ -151,15 +165,19 @@ def test_davis_has_splits_of_its_own(tmp_path, year):
     layout_trees.davis(tmp_path, {"ant": 6, "cow": 6, "bear": 5}, year=year)
     found = convert(f"davis{year}", tmp_path)
     assert [clip.clip_id for clip in found["train"]] == [
-        f"davis{year}-{name}:00000" for name in ("ant", "cow")]
+        f"davis{year}-{name}:00000" for name in ("ant", "cow")
+    ]
     assert [clip.clip_id for clip in found["val"]] == [
-        f"davis{year}-bear:00000", f"davis{year}-bear:00004"]
+        f"davis{year}-bear:00000",
+        f"davis{year}-bear:00004",
+    ]
     clip = found["train"][0]
     # Void belongs to no object; a track is the number in the mask.
     assert clip.tracks[2].tolist() == ([1] if year == 2016 else [1, 3])
     if year == 2017:
         np.testing.assert_allclose(
-            clip.boxes[0][1], [30 / 48, 40 / 64, 40 / 48, 60 / 64], rtol=1e-6)
+            clip.boxes[0][1], [30 / 48, 40 / 64, 40 / 48, 60 / 64], rtol=1e-6
+        )
         assert set(np.unique(decoded(clip.masks[0]))) == {0, 1, 2}
 
 
@@ -178,16 +196,23 @@ def test_cuts_cover_without_overlap():
 def test_unusable_boxes_are_left_out_and_counted(tmp_path):
     layout_trees.vid(tmp_path, train=(2,), val=(1,))
     dog = layout_trees.DOG
-    path = (tmp_path / "Annotations/VID/train/ILSVRC2015_VID_train_0000/ILSVRC2015_train_00000000"
-            / "000001.xml")
-    path.write_text(layout_trees.annotation_xml([
-        (dog, (-5, -9, 20, 30), 0, ""),     # partly outside: clipped
-        (dog, (20, 70, 30, 90), 1, ""),     # outside
-        (dog, (20, 30, 20, 40), 2, ""),     # empty
-        (dog, (30, 40, 20, 20), 3, ""),     # inverted
-        (dog, (1, 1, 9, 9), 0, ""),         # the track again
-        ("n99999999", (1, 1, 9, 9), 9, ""),  # no class of VID
-    ]))
+    path = (
+        tmp_path
+        / "Annotations/VID/train/ILSVRC2015_VID_train_0000/ILSVRC2015_train_00000000"
+        / "000001.xml"
+    )
+    path.write_text(
+        layout_trees.annotation_xml(
+            [
+                (dog, (-5, -9, 20, 30), 0, ""),  # partly outside: clipped
+                (dog, (20, 70, 30, 90), 1, ""),  # outside
+                (dog, (20, 30, 20, 40), 2, ""),  # empty
+                (dog, (30, 40, 20, 20), 3, ""),  # inverted
+                (dog, (1, 1, 9, 9), 0, ""),  # the track again
+                ("n99999999", (1, 1, 9, 9), 9, ""),  # no class of VID
+            ]
+        )
+    )
     clip = convert("imagenet_vid", tmp_path)["train"][0]
     assert clip.left_out == 4
     np.testing.assert_allclose(clip.boxes[1], [[0, 0, 20 / 48, 30 / 64]], rtol=1e-6)
@@ -198,11 +223,13 @@ def test_unusable_boxes_are_left_out_and_counted(tmp_path):
 
 def test_missing_folders_are_named(tmp_path):
     for name, missing in (
-            ("imagenet_vid", "Data/VID/train is missing; --source is the folder ILSVRC2015"),
-            ("imagenet_det", "Data/DET/train is missing"),
-            ("coco2017", "train2017 is missing; --source is the folder which holds annotations"),
-            ("voc2012", "JPEGImages is missing; --source is the folder VOC2012"),
-            ("davis2016", "JPEGImages/480p is missing"), ("davis2017", "480p is missing")):
+        ("imagenet_vid", "Data/VID/train is missing; --source is the folder ILSVRC2015"),
+        ("imagenet_det", "Data/DET/train is missing"),
+        ("coco2017", "train2017 is missing; --source is the folder which holds annotations"),
+        ("voc2012", "JPEGImages is missing; --source is the folder VOC2012"),
+        ("davis2016", "JPEGImages/480p is missing"),
+        ("davis2017", "480p is missing"),
+    ):
         with pytest.raises(DatasetError, match=f"not laid out like .*{missing}"):
             conversion.plan(conversion.open_layout(name, tmp_path), CONFIG)
     with pytest.raises(DatasetError, match="'imagenet' is not one of coco2017, "):
@@ -216,9 +243,10 @@ def test_wrong_davis_trees_are_named(tmp_path):
     plan = conversion.plan(conversion.open_layout("davis2016", tmp_path), CONFIG)
     mask = tmp_path / "Annotations/480p/ant/00003.png"
     for content, message in (
-            (np.full((48, 64), 7, np.uint8), r"00003.png is no DAVIS 2016 mask: it holds \[7\]"),
-            (np.zeros((48, 60), np.uint8), "00003.jpg is 48 x 64 .* its annotation says 48 x 60"),
-            (np.zeros((48, 64, 3), np.uint8), "00003.png is no mask: its pixels are RGB")):
+        (np.full((48, 64), 7, np.uint8), r"00003.png is no DAVIS 2016 mask: it holds \[7\]"),
+        (np.zeros((48, 60), np.uint8), "00003.jpg is 48 x 64 .* its annotation says 48 x 60"),
+        (np.zeros((48, 64, 3), np.uint8), "00003.png is no mask: its pixels are RGB"),
+    ):
         cv2.imwrite(str(mask), content)
         with pytest.raises(DatasetError, match=message):
             plan.make_clip("train", 0)
@@ -226,8 +254,10 @@ def test_wrong_davis_trees_are_named(tmp_path):
     with pytest.raises(DatasetError, match="00003.png is missing"):
         plan.make_clip("train", 0)
     with pytest.raises(DatasetError, match="no video in train .* min_clip_frames, 6"):
-        conversion.plan(conversion.open_layout("davis2016", tmp_path),
-                        ConversionConfig(clip_frames=6, min_clip_frames=6, train_part=.5))
+        conversion.plan(
+            conversion.open_layout("davis2016", tmp_path),
+            ConversionConfig(clip_frames=6, min_clip_frames=6, train_part=0.5),
+        )
     (tmp_path / "ImageSets/480p/val.txt").unlink()
     with pytest.raises(DatasetError, match="val.txt is missing, .*--train_part=0.7"):
         conversion.plan(conversion.open_layout("davis2016", tmp_path), CONFIG)
@@ -239,7 +269,8 @@ def test_settings_are_checked(tmp_path):
     layout_trees.voc(tmp_path)
     with pytest.raises(DatasetError, match="train_part 0.5 is not allowed for voc2012"):
         conversion.plan(
-            conversion.open_layout("voc2012", tmp_path), ConversionConfig(train_part=.5))
+            conversion.open_layout("voc2012", tmp_path), ConversionConfig(train_part=0.5)
+        )
 
 
 def test_pictures_are_bounded_and_whole(tmp_path, monkeypatch):
@@ -252,7 +283,7 @@ def test_pictures_are_bounded_and_whole(tmp_path, monkeypatch):
     small, size = pictures.read_rgb(path, at_least=(100, 100))
     assert small.shape == (120, 160, 3) and size == (480, 640)
     assert np.abs(small.astype(int) - image[1::4, 1::4]).mean() < 3
-    path.write_bytes(whole[:len(whole) // 2])
+    path.write_bytes(whole[: len(whole) // 2])
     assert pictures.check(path, decode=False) == (480, 640)
     with pytest.raises(DatasetError, match="a.jpg is damaged or truncated"):
         pictures.check(path, decode=True)
@@ -268,21 +299,26 @@ def test_pictures_are_bounded_and_whole(tmp_path, monkeypatch):
         pictures.read_rgb(path)
 
 
-LAUGHS = ('<!DOCTYPE a [<!ENTITY b "ha"><!ENTITY c "&b;&b;&b;">]>'
-          "<annotation><filename>&c;</filename></annotation>")
+LAUGHS = (
+    '<!DOCTYPE a [<!ENTITY b "ha"><!ENTITY c "&b;&b;&b;">]>'
+    "<annotation><filename>&c;</filename></annotation>"
+)
 
 
-@pytest.mark.parametrize("content, message", [
-    (LAUGHS.encode(), "declares a document type, a"),
-    (LAUGHS.encode("utf-16"), "declares a document type, a"),
-    (b"<annotation><object>", "cannot be used: no element found"),
-    (b"<annotation><object><name>x</name></object></annotation>", "no bndbox"),
-    (b"<a><object><name>x</name><bndbox><xmin>1</xmin></bndbox></object></a>", "has no ymin"),
-    (layout_trees.annotation_xml([("x", (1, "nan", 2, 3), 0, "")]).encode(), "xmin is nan"),
-    (layout_trees.annotation_xml([("x", (1, "two", 2, 3), 0, "")]).encode(), "two"),
-    (layout_trees.annotation_xml([(" ", (1, 1, 2, 3), 0, "")]).encode(), "has no name"),
-    (b" " * 100_000, "more than 1000 bytes"),
-])
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        (LAUGHS.encode(), "declares a document type, a"),
+        (LAUGHS.encode("utf-16"), "declares a document type, a"),
+        (b"<annotation><object>", "cannot be used: no element found"),
+        (b"<annotation><object><name>x</name></object></annotation>", "no bndbox"),
+        (b"<a><object><name>x</name><bndbox><xmin>1</xmin></bndbox></object></a>", "has no ymin"),
+        (layout_trees.annotation_xml([("x", (1, "nan", 2, 3), 0, "")]).encode(), "xmin is nan"),
+        (layout_trees.annotation_xml([("x", (1, "two", 2, 3), 0, "")]).encode(), "two"),
+        (layout_trees.annotation_xml([(" ", (1, 1, 2, 3), 0, "")]).encode(), "has no name"),
+        (b" " * 100_000, "more than 1000 bytes"),
+    ],
+)
 def test_untrusted_xml(tmp_path, monkeypatch, content, message):
     monkeypatch.setattr(annotation_xml, "MAX_BYTES", 1000)
     path = tmp_path / "a.xml"
@@ -294,7 +330,8 @@ def test_untrusted_xml(tmp_path, monkeypatch, content, message):
 def test_elements_are_found_by_name(tmp_path):
     for order in ("xmax xmin ymax ymin", "xmin ymin xmax ymax", "ymax xmax ymin xmin"):
         (tmp_path / "a.xml").write_text(
-            layout_trees.annotation_xml([("x", (1, 2, 3, 4), 5, "")], order=order))
+            layout_trees.annotation_xml([("x", (1, 2, 3, 4), 5, "")], order=order)
+        )
         (found,) = annotation_xml.read(tmp_path / "a.xml").objects
         assert (found.box, found.track) == ((1, 2, 3, 4), 5)
 
@@ -310,10 +347,12 @@ def test_coco_lists_are_checked(tmp_path):
     path = tmp_path / "annotations/instances_train2017.json"
     good = path.read_text()
     for content, message in (
-            ("[]", "no list of COCO instances"), ("{", "no list of COCO instances"),
-            (good.replace('"categories"', '"kinds"'), "KeyError.*categories"),
-            (good.replace("000000000009.jpg", "../../9.jpg"), "no path inside"),
-            (good.replace('"image_id": 25', '"image_id": 26'), "annotation 3 is of picture 26")):
+        ("[]", "no list of COCO instances"),
+        ("{", "no list of COCO instances"),
+        (good.replace('"categories"', '"kinds"'), "KeyError.*categories"),
+        (good.replace("000000000009.jpg", "../../9.jpg"), "no path inside"),
+        (good.replace('"image_id": 25', '"image_id": 26'), "annotation 3 is of picture 26"),
+    ):
         path.write_text(content)
         with pytest.raises(DatasetError, match=message):
             conversion.plan(conversion.open_layout("coco2017", tmp_path), CONFIG)
@@ -324,11 +363,15 @@ def test_real_sequences(fixtures_dir):
     if not source.is_dir():
         pytest.skip(f"no DAVIS sequences at {source}")
     layout = conversion.open_layout("davis2016", source)
-    config = ConversionConfig(image_size=(96, 160), clip_frames=24, train_part=.7)
+    config = ConversionConfig(image_size=(96, 160), clip_frames=24, train_part=0.7)
     plan = conversion.plan(layout, config)
     assert [tuple(video) for video in layout.videos("all")] == [
-        ("blackswan", 50), ("bmx-trees", 80), ("car-shadow", 40), ("dog", 60),
-        ("drift-straight", 50)]
+        ("blackswan", 50),
+        ("bmx-trees", 80),
+        ("car-shadow", 40),
+        ("dog", 60),
+        ("drift-straight", 50),
+    ]
     # Tails of training parts that are lost are shorter than a window.
     assert plan.splits["train"].clips == 10 and plan.splits["test"].clips == 5
     clip = plan.make_clip("train", 0)
@@ -337,5 +380,5 @@ def test_real_sequences(fixtures_dir):
     expected = [ys.min() / 480, xs.min() / 854, (ys.max() + 1) / 480, (xs.max() + 1) / 854]
     np.testing.assert_allclose(clip.boxes[0], [expected], rtol=1e-6)
     # Sampling a fifth of the rows and columns keeps the area but for the outline.
-    assert decoded(clip.masks[0]).mean() == pytest.approx(mask.mean(), rel=.03)
+    assert decoded(clip.masks[0]).mean() == pytest.approx(mask.mean(), rel=0.03)
     assert clip.images[0] != clip.images[1] and len(clip.images) == 24

@@ -111,8 +111,10 @@ def test_signatures_of_one_file_share_weights_and_agree(int8_model):
     assert len(int8_model) - len(step) < 0.2 * kernel_bytes
     levels = np.random.default_rng(5).integers(-128, 128, [1, 5, 7, 32], np.int8)
     interpreter = Interpreter(model_content=int8_model)
-    states = [interpreter.get_signature_runner(name)(features=levels)["c_next"].copy()
-              for name in ("step", "update")]
+    states = [
+        interpreter.get_signature_runner(name)(features=levels)["c_next"].copy()
+        for name in ("step", "update")
+    ]
     np.testing.assert_array_equal(*states)
     assert np.unique(states[0]).size > 50
 

@@ -14,7 +14,7 @@ from memvid_tf.evaluation import davis
 def slow_boundary_accuracy(mask, truth):
     """The definition pixel by pixel."""
     height, width = mask.shape
-    radius = int(np.ceil(.008 * np.sqrt(height**2 + width**2)))
+    radius = int(np.ceil(0.008 * np.sqrt(height**2 + width**2)))
 
     def outline(m):
         found = []
@@ -27,19 +27,19 @@ def slow_boundary_accuracy(mask, truth):
         return found
 
     def part_near(points, others):
-        near = [any((y - v)**2 + (x - u)**2 <= radius**2 for v, u in others) for y, x in points]
+        near = [any((y - v) ** 2 + (x - u) ** 2 <= radius**2 for v, u in others) for y, x in points]
         return sum(near) / len(points)
 
     a, b = outline(mask), outline(truth)
     if not a or not b:
         return float(not a and not b)
     precision, recall = part_near(a, b), part_near(b, a)
-    return 2 * precision * recall / (precision + recall) if precision + recall else 0.
+    return 2 * precision * recall / (precision + recall) if precision + recall else 0.0
 
 
 def blob(rng, size):
     noise = cv2.GaussianBlur(rng.normal(size=size), (0, 0), 4)
-    return noise > noise.std() * .3
+    return noise > noise.std() * 0.3
 
 
 def test_against_the_definition():
@@ -49,7 +49,8 @@ def test_against_the_definition():
             mask, truth = blob(rng, size), blob(rng, size)
             for pair in ((mask, truth), (mask, np.roll(mask, 2, axis=1)), (mask, mask)):
                 assert davis.boundary_accuracy(*pair) == pytest.approx(
-                    slow_boundary_accuracy(*pair), abs=1e-12)
+                    slow_boundary_accuracy(*pair), abs=1e-12
+                )
                 a, b = pair
                 both = sum(x and y for x, y in zip(a.flat, b.flat))
                 either = sum(x or y for x, y in zip(a.flat, b.flat))
@@ -67,12 +68,12 @@ def test_empty_masks():
 
 def test_the_summary_by_hand():
     # Eight frames: borders at 0, 1.75, 3.5, 5.25, 7, rounded 0, 2, 4, 5, 7.
-    values = [1., .9, .8, .7, .6, .5, .2, .1]
+    values = [1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.2, 0.1]
     measure = davis.summarize(values)
-    assert measure.mean == pytest.approx(.6)
+    assert measure.mean == pytest.approx(0.6)
     assert measure.recall == 5 / 8  # .5 is not above .5.
-    assert measure.decay == pytest.approx(.9 - .8 / 3)
-    assert davis.summarize([.7]) == davis.Measure(.7, 1., 0.)
+    assert measure.decay == pytest.approx(0.9 - 0.8 / 3)
+    assert davis.summarize([0.7]) == davis.Measure(0.7, 1.0, 0.0)
 
 
 def test_objects_are_scored_apart_and_void_counts_nowhere():
@@ -93,12 +94,15 @@ def test_objects_are_scored_apart_and_void_counts_nowhere():
     assert result.to_json()["sequences"]["a"][1]["j"]["mean"] == pytest.approx(2 / 3)
 
 
-@pytest.mark.parametrize("masks, truth, convention, message", [
-    (4, 4, "online", "convention 'online' is not one of semi_supervised, unsupervised"),
-    (4, 3, "unsupervised", "4 masks are given and 3 frames"),
-    (2, 2, "semi_supervised", "2 frames has none to score"),
-    (3, 3, "unsupervised", "the truth shows no object"),
-])
+@pytest.mark.parametrize(
+    "masks, truth, convention, message",
+    [
+        (4, 4, "online", "convention 'online' is not one of semi_supervised, unsupervised"),
+        (4, 3, "unsupervised", "4 masks are given and 3 frames"),
+        (2, 2, "semi_supervised", "2 frames has none to score"),
+        (3, 3, "unsupervised", "the truth shows no object"),
+    ],
+)
 def test_wrong_input_is_named(masks, truth, convention, message):
     frame = np.zeros((4, 5), np.uint8)
     with pytest.raises(ValueError, match=message):
@@ -121,11 +125,13 @@ def test_against_the_reference_implementations(fixtures_dir):
     for row in rows:
         name = row["sequence"]
         truth, masks = (
-            [(np.asarray(Image.open(p)) > 0).astype(np.uint8)
-             for p in sorted((folder / part / "480p" / name).glob("*.png"))]
-            for part in ("Annotations", "osvos_pred"))
-        for convention, suffix in (
-                ("unsupervised", "all"), ("semi_supervised", "skip_first_last")):
+            [
+                (np.asarray(Image.open(p)) > 0).astype(np.uint8)
+                for p in sorted((folder / part / "480p" / name).glob("*.png"))
+            ]
+            for part in ("Annotations", "osvos_pred")
+        )
+        for convention, suffix in (("unsupervised", "all"), ("semi_supervised", "skip_first_last")):
             found = davis.evaluate_sequence(masks, truth, convention)[1]
             for measure in ("J", "F"):
                 for statistic in ("mean", "recall", "decay"):

@@ -374,9 +374,7 @@ class Wish:
 
 def test_a_policy_starts_the_worker_and_hears_that_it_was_busy():
     tape, wish = Tape(), Wish("memory")
-    runner = AsyncRunner(
-        tape, None, updater=tape, executor=tape, schedule=AdaptiveSchedule(wish)
-    )
+    runner = AsyncRunner(tape, None, updater=tape, executor=tape, schedule=AdaptiveSchedule(wish))
     results = runner.run(itertools.count())
     next(results), next(results), next(results)
     assert tape.take() == [

@@ -387,7 +387,9 @@ def test_the_program_measures_keeps_what_it_has_and_goes_on(cable, parts, bundle
     script(cable.adb, "dumpsys.battery", "  temperature: 412")
     done = program("--doctor", "--keep", flags[0], flags[2])
     assert done.returncode == 0 and "battery      41.2 °C" in done.stdout, done.stderr
-    assert "emulated: times are not latencies" in done.stdout and "loader       glibc" in done.stdout
+    assert (
+        "emulated: times are not latencies" in done.stdout and "loader       glibc" in done.stdout
+    )
     done = program(*flags, "--keep")
     assert done.returncode == 2 and "too hot to measure after 0 s: battery 41.2" in done.stderr
     assert "Traceback" not in done.stderr and "golden tensors" in done.stdout

@@ -46,16 +46,22 @@ def annotate(root, objects, frame=0, **arguments):
     path.write_text(layout_trees.annotation_xml(objects, **arguments))
 
 
-@pytest.mark.parametrize("kind, objects, arguments", [
-    ("box that is inverted", [(DOG, (20, 4, 8, 20), 0, "")], {}),
-    ("box outside the frame", [(DOG, (50, 4, 60, 20), 0, "")], {}),
-    ("box partly outside the frame", [(DOG, (8, 4, 24, 70), 0, "")], {}),
-    ("class that is unknown", [("n99999999", (8, 4, 24, 20), 0, "")], {}),
-    ("track twice in a frame",
-     [(DOG, (8, 4, 24, 20), 5, ""), (DOG, (30, 4, 40, 20), 5, "")], {}),
-    ("picture of another size than annotated", [], {"size": (64, 48)}),
-    ("annotation that cannot be read", [(DOG, (8, "x", 24, 20), 0, "")], {}),
-])
+@pytest.mark.parametrize(
+    "kind, objects, arguments",
+    [
+        ("box that is inverted", [(DOG, (20, 4, 8, 20), 0, "")], {}),
+        ("box outside the frame", [(DOG, (50, 4, 60, 20), 0, "")], {}),
+        ("box partly outside the frame", [(DOG, (8, 4, 24, 70), 0, "")], {}),
+        ("class that is unknown", [("n99999999", (8, 4, 24, 20), 0, "")], {}),
+        (
+            "track twice in a frame",
+            [(DOG, (8, 4, 24, 20), 5, ""), (DOG, (30, 4, 40, 20), 5, "")],
+            {},
+        ),
+        ("picture of another size than annotated", [], {"size": (64, 48)}),
+        ("annotation that cannot be read", [(DOG, (8, "x", 24, 20), 0, "")], {}),
+    ],
+)
 def test_wrong_annotations(tmp_path, kind, objects, arguments):
     TREES["imagenet_vid"](tmp_path)
     annotate(tmp_path, objects, frame=1, **arguments)
@@ -94,8 +100,10 @@ def test_damaged_pictures_need_decoding(tmp_path):
     TREES["imagenet_vid"](tmp_path)
     path = tmp_path / f"Data/VID/{VIDEO}/000001.JPEG"
     path.write_bytes(path.read_bytes()[:-200])
-    assert "damaged or truncated" in examine("imagenet_vid", tmp_path)[
-        "picture that cannot be read"][0]
+    assert (
+        "damaged or truncated"
+        in examine("imagenet_vid", tmp_path)["picture that cannot be read"][0]
+    )
     assert examine("imagenet_vid", tmp_path, decode=False) == {}
     layout_trees.write_picture(tmp_path / f"Data/VID/{VIDEO}/000002.JPEG", size=(30, 40))
     found = examine("imagenet_vid", tmp_path, decode=False)
@@ -107,12 +115,19 @@ def test_other_classes_of_det_and_coco_are_no_fault_but_voc_has_none(tmp_path):
     path = tmp_path / "Annotations/2008_000002.xml"
     path.write_text(path.read_text().replace("cat", "unicorn"))
     assert examine("voc2012", tmp_path) == {
-        "class that is unknown": ["2008_000002: unicorn, track 3"]}
+        "class that is unknown": ["2008_000002: unicorn, track 3"]
+    }
 
 
 # Of DET and COCO what shows no class of VID is not used, Pascal's masks may be missing.
-NOT_USED = ("SegmentationObject", "unlabelled", "accordion", "empty", "train2017/000000000025",
-            "train2017/000000000030")
+NOT_USED = (
+    "SegmentationObject",
+    "unlabelled",
+    "accordion",
+    "empty",
+    "train2017/000000000025",
+    "train2017/000000000030",
+)
 
 
 def damage(path, rng):
@@ -127,8 +142,9 @@ def damage(path, rng):
             changed[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
         path.write_bytes(changed)
     elif what != "delete":
-        path.write_bytes({"truncate": data[:len(data) // 2], "empty": b"",
-                          "garbage": rng.randbytes(100)}[what])
+        path.write_bytes(
+            {"truncate": data[: len(data) // 2], "empty": b"", "garbage": rng.randbytes(100)}[what]
+        )
     return what
 
 
@@ -136,8 +152,9 @@ def damage(path, rng):
 def test_nothing_crashes_it(tmp_path, name):
     """Random damage: the examination ends, and what is gone is missed."""
     TREES[name](tmp_path / "whole")
-    files = sorted(p.relative_to(tmp_path / "whole") for p in (tmp_path / "whole").rglob("*.*")
-                   if p.is_file())
+    files = sorted(
+        p.relative_to(tmp_path / "whole") for p in (tmp_path / "whole").rglob("*.*") if p.is_file()
+    )
     rng = random.Random(3)
     for _ in range(25):
         shutil.copytree(tmp_path / "whole", tmp_path / "hurt")
@@ -155,8 +172,11 @@ def test_without_lists_every_sequence_is_looked_at(tmp_path):
     shutil.rmtree(tmp_path / "ImageSets")
     (tmp_path / "JPEGImages/480p/bear/00001.jpg").write_bytes(b"")
     found = examine("davis2016", tmp_path)
-    assert list(found) == ["split train that cannot be found", "split val that cannot be found",
-                           "picture that cannot be read"]
+    assert list(found) == [
+        "split train that cannot be found",
+        "split val that cannot be found",
+        "picture that cannot be read",
+    ]
 
 
 def test_the_diagnosis_counts_and_gives_examples():
@@ -168,7 +188,8 @@ def test_the_diagnosis_counts_and_gives_examples():
     assert diagnosis.count == 5
     assert diagnosis.text() == (
         "4 x box outside the frame (convert leaves it out):\n    frame 0\n    frame 1\n"
-        "    and 2 more\n1 x new kind:\n    there")
+        "    and 2 more\n1 x new kind:\n    there"
+    )
 
 
 def test_converted_sets_are_checked(tmp_path):

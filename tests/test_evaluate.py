@@ -117,9 +117,7 @@ def test_a_bundle(tmp_path, precision):
     assert evaluate(bundle=folder, modes="f0,f1,2,async1", output=output) == 0
     result = read(output)
     step = tiny_run.QAT_STEPS if precision == "int8" else tiny_run.STEPS
-    check_result(
-        result, ["f0", "f1", "2", "async1"], bundle=folder, precision=precision, step=step
-    )
+    check_result(result, ["f0", "f1", "2", "async1"], bundle=folder, precision=precision, step=step)
     for mode, tau in (("f0", 0), ("f1", None), ("2", 2)):
         wanted = accuracy_by_the_runtime(folder, tau)
         found = result["modes"][mode]
@@ -145,12 +143,13 @@ def test_a_mode_named_twice_is_scored_once(tmp_path):
     with open(tmp_path / "tables_videos.csv", encoding="utf-8") as file:
         rows = [row for row in csv.DictReader(file) if row["mode"] == "2"]
     assert [row["video"] for row in rows] == [
-        f"synthetic-test-{i:05d}" for i in range(tiny_run.TEST_CLIPS)]
+        f"synthetic-test-{i:05d}" for i in range(tiny_run.TEST_CLIPS)
+    ]
     for name in ("frames", "objects", "detections"):
         assert sum(int(row[name]) for row in rows) == result["modes"]["2"]["counts"][name]
     numbers = result["modes"]["2"]["coco"]["numbers"]
     # COCO's AP50 differs by its 101 recalls and its matching only.
-    assert numbers["AP50"] == pytest.approx(result["modes"]["2"]["mean_ap"], abs=.05)
+    assert numbers["AP50"] == pytest.approx(result["modes"]["2"]["mean_ap"], abs=0.05)
 
 
 def test_frames_that_a_clip_does_not_have_are_not_scored():
@@ -268,9 +267,7 @@ def test_data_that_the_network_was_not_made_for(tmp_path, capfd):
     # Class ids would mean something else there.
     fewer = tiny_run.write_data(tmp_path / "fewer", num_classes=2)
     more = tiny_run.write_data(tmp_path / "more", num_classes=8)
-    crowded = tiny_run.write_data(
-        tmp_path / "crowded", num_classes=4, min_objects=4, max_objects=5
-    )
+    crowded = tiny_run.write_data(tmp_path / "crowded", num_classes=4, min_objects=4, max_objects=5)
     assert evaluate(bundle=bundle, modes="f1", input_path=fewer) == 0  # the first of its classes
     info = tmp_path / "fewer" / "dataset.json"
     info.write_text(info.read_text().replace('"plain_disk"', '"cat"'))

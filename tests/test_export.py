@@ -6,12 +6,11 @@ import shutil
 
 import numpy as np
 import pytest
+import tensorflow as tf
+import tiny_run
 import yaml
 
 import memvid_tf  # noqa: F401  (before TensorFlow)
-import tensorflow as tf
-
-import tiny_run
 from export import bundle as bundles
 from memvid_tf.layers import conv
 from memvid_tf.layers.conv_lstm import State

@@ -4,10 +4,10 @@ import dataclasses
 
 import numpy as np
 import pytest
+import reference
 import tensorflow as tf
 from tensorflow_model_optimization.python.core.quantization.keras import quantizers as tfmot
 
-import reference
 from memvid_tf.layers import fake_quant
 from memvid_tf.layers.conv import Conv, DepthwiseConv
 from memvid_tf.layers.fake_quant import (

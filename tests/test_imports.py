@@ -26,9 +26,7 @@ ALLOWED = {
 }  # fmt: skip
 ABOVE = {"memvid_tf": {"export", "benchmarks"}, "export": {"benchmarks"}, "benchmarks": set()}
 RUNTIME_NEEDS = {"numpy", "cv2", "ai_edge_litert"}
-SOURCES = sorted(
-    path.relative_to(ROOT) for top in ABOVE for path in (ROOT / top).rglob("*.py")
-)
+SOURCES = sorted(path.relative_to(ROOT) for top in ABOVE for path in (ROOT / top).rglob("*.py"))
 
 
 def imported(path):

@@ -78,9 +78,7 @@ def reference(clip):
             image = model.preprocess(tf.constant(data["frames"][t][None]), extractor)
             output, after = model.step(model.extract(image, extractor), state, extractor)
             found = model.detect(output)
-            targets = match(
-                model.anchors, data["boxes"][t][None], data["classes"][t][None], 0.4
-            )
+            targets = match(model.anchors, data["boxes"][t][None], data["classes"][t][None], 0.4)
             loss = frame_loss(found["box_encodings"], found["class_logits"], targets, LOSSES)
             per_anchor = loss.classification + 0.5 * loss.box
             losses.append(float(per_anchor[0] / max(float(loss.positives[0]), 1.0)))

@@ -2,9 +2,9 @@
 
 import numpy as np
 import pytest
+import reference
 import tensorflow as tf
 
-import reference
 from memvid_tf.detection.loss import FrameLoss, LossConfig, frame_loss
 from memvid_tf.detection.matching import Targets
 
@@ -40,9 +40,7 @@ FLOAT = dict(rtol=1e-5, atol=1e-5)
 )
 def test_multibox_equals_the_loops(ratio, least, weight):
     data = batch(1)
-    loss = loss_of(
-        *data, negatives_per_positive=ratio, min_negatives=least, positive_weight=weight
-    )
+    loss = loss_of(*data, negatives_per_positive=ratio, min_negatives=least, positive_weight=weight)
     for b in range(BATCH):
         expected = reference.multibox(*(x[b] for x in data), ratio, least, weight)
         np.testing.assert_allclose(loss.classification[b], expected[0], **FLOAT)
@@ -55,9 +53,7 @@ def test_mining_reaches_exactly_the_hardest_negatives():
     with tf.GradientTape() as tape:
         watched = tf.constant(logits)
         tape.watch(watched)
-        loss = tf.reduce_sum(
-            loss_of(encodings, watched, classes, target).classification
-        )
+        loss = tf.reduce_sum(loss_of(encodings, watched, classes, target).classification)
     reached = np.abs(tape.gradient(loss, watched)).sum(-1) > 0
     for b in range(BATCH):
         *_, negatives = reference.multibox(*(x[b] for x in data), 3.0, 3)

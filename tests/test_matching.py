@@ -2,9 +2,9 @@
 
 import numpy as np
 import pytest
+import reference
 import tensorflow as tf
 
-import reference
 from memvid_tf.detection import matching
 
 # Encodings divide by anchors of at least .1, times 10: float32 noise of 1e-7 grows to 1e-5.

@@ -2,12 +2,11 @@
 
 import numpy as np
 import pytest
-
-import memvid_tf  # noqa: F401  (before TensorFlow)
+import reference
 import tensorflow as tf
 import tf_keras
 
-import reference
+import memvid_tf  # noqa: F401  (before TensorFlow)
 from memvid_tf.layers.conv import BatchNorm
 from memvid_tf.models.mobilenet_v2 import (
     BACKBONES,

@@ -2,15 +2,14 @@
 
 import numpy as np
 import pytest
+import tensorflow as tf
+import tiny_patchwork
 
 import memvid_tf  # noqa: F401  (before TensorFlow)
-import tensorflow as tf
-
-import tiny_patchwork
 from memvid_tf.layers.patchwork import paddings
-from memvid_tf.windows import Windows
 from memvid_tf.models import patchwork
 from memvid_tf.models.patchwork import Patchwork, WindowConfig
+from memvid_tf.windows import Windows
 
 KINDS = tiny_patchwork.KINDS
 # Of sums of float32 that another shape of the same convolution adds up in another order, through

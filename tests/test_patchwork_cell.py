@@ -6,11 +6,10 @@ exactly whatever its order: equal means equal to the last bit.
 
 import numpy as np
 import pytest
-
-import memvid_tf  # noqa: F401  (before TensorFlow)
+import reference
 import tensorflow as tf
 
-import reference
+import memvid_tf  # noqa: F401  (before TensorFlow)
 from memvid_tf.layers.conv import Conv, DepthwiseConv
 from memvid_tf.layers.patchwork import (
     FullFrame,
@@ -139,9 +138,7 @@ def step(network, form, frame, action, state):
     """One step of a form: outputs of the window, and the next state."""
     cells, windows, layout = form.cells, form.windows, form.layout
     size = [windows.size(side) for side in SIZE]
-    image = read_window(
-        frame, offsets(windows, action, SIZE), size, paddings(network.stem, SIZE)
-    )
+    image = read_window(frame, offsets(windows, action, SIZE), size, paddings(network.stem, SIZE))
     if layout is None:
         surround = FullMemory(cells, windows, state, action)
         return network.body(image, surround), surround.memories

@@ -5,18 +5,18 @@ import json
 
 import numpy as np
 import pytest
-
-import memvid_tf  # noqa: F401  (before TensorFlow)
 import tensorflow as tf
-
 import tiny_bundle
 import tiny_patchwork
+
+import memvid_tf  # noqa: F401  (before TensorFlow)
 from export import bundle as bundles
 from export import gate, patchwork_bundle
 from memvid_tf.errors import UserError
 from memvid_tf.runtime.interpreter import Graph
 from memvid_tf.runtime.manifest import BundleError, Checkpoint, Manifest
 from memvid_tf.runtime.patchwork import PatchworkNetwork
+
 
 @pytest.fixture(scope="module")
 def exported():
@@ -106,9 +106,7 @@ class Client:
             at += count
             count = len(cell["kept_columns"]) * h * c
             block = numbers[at : at + count].reshape(h, -1, c)
-            self.columns.append(
-                {x: block[:, k].copy() for k, x in enumerate(cell["kept_columns"])}
-            )
+            self.columns.append({x: block[:, k].copy() for k, x in enumerate(cell["kept_columns"])})
             at += count
         assert at == len(numbers)
         self.maps = {name: value.copy() for name, value in outputs.items()}

@@ -72,7 +72,9 @@ def test_results_without_the_bundle_are_refused():
 
 
 def test_a_failed_evaluation_names_its_command(tmp_path):
-    with pytest.raises(UserError, match=r"python -m memvid_tf.evaluate --bundle=.*none --streaming"):
+    with pytest.raises(
+        UserError, match=r"python -m memvid_tf.evaluate --bundle=.*none --streaming"
+    ):
         plan.streaming_scores(str(tmp_path / "none"), "", "r.json", 1, 30.0, ["f0"])
 
 

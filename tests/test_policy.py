@@ -20,9 +20,7 @@ MAP = (5, 7, 2)
 
 
 def states(rng, batch, shape=MAP):
-    return State(
-        *(tf.constant(rng.uniform(0, 6, (batch, *shape)), tf.float32) for _ in range(2))
-    )
+    return State(*(tf.constant(rng.uniform(0, 6, (batch, *shape)), tf.float32) for _ in range(2)))
 
 
 def etas(rng, batch, history=CONFIG.history):
@@ -116,7 +114,13 @@ def test_the_int8_graph_is_the_network(config, tmp_path):
     values = exported.outputs["q_values"]
     for _ in range(20):
         after, before, eta = states(rng, 1, shape), states(rng, 1, shape), etas(rng, 1)
-        inputs = {"c": after.c, "h": after.h, "c_before": before.c, "h_before": before.h, "eta": eta}
+        inputs = {
+            "c": after.c,
+            "h": after.h,
+            "c_before": before.c,
+            "h_before": before.h,
+            "eta": eta,
+        }
         stored = {name: exported.inputs[name].quantize(x.numpy()) for name, x in inputs.items()}
         assert set(stored["eta"].ravel()) <= {-128, 127}  # the ends of int8, exactly 0 and ETA_ONE
         found = values.dequantize(exported(**stored)["q_values"])

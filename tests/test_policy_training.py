@@ -113,9 +113,12 @@ def test_resumed_equals_uninterrupted(tmp_path):
         if name.startswith("ckpt-3.") or name == configuration.PARAMS_FILE:
             shutil.copy(os.path.join(whole, name), folder)
     tf.compat.v1.train.update_checkpoint_state(str(folder), str(folder / "ckpt-3"))
-    assert tiny_run.program(
-        "memvid_tf.train", **command(str(folder), tiny_run.qat_run()), mode="train"
-    ) == 0
+    assert (
+        tiny_run.program(
+            "memvid_tf.train", **command(str(folder), tiny_run.qat_run()), mode="train"
+        )
+        == 0
+    )
     expected = tensors(os.path.join(whole, f"ckpt-{STEPS}"))
     found = tensors(str(folder / f"ckpt-{STEPS}"))
     assert expected.keys() == found.keys()
@@ -302,9 +305,7 @@ def test_a_batch_of_clips_equals_each_alone():
         features = rollout.extract_all(checkpoint, frames[clip : clip + 1])
         alone = rollout.roll(checkpoint, features, 1, mode)
         np.testing.assert_array_equal(alone.f0[0], together.f0[clip])
-        np.testing.assert_allclose(
-            alone.class_logits[0], together.class_logits[clip], atol=0.1
-        )
+        np.testing.assert_allclose(alone.class_logits[0], together.class_logits[clip], atol=0.1)
 
 
 @pytest.mark.parametrize("max_tau", [None, 2])
@@ -364,9 +365,10 @@ def test_a_bundle_without_a_policy_says_so(tmp_path, capsys):
 def test_evaluate_writes_shares_and_streams(tmp_path):
     output = tmp_path / "result.json"
     modes = "f0,2,adaptive,random50"
-    assert tiny_run.program(
-        "memvid_tf.evaluate", model_dir=policy_run(), modes=modes, output=output
-    ) == 0
+    assert (
+        tiny_run.program("memvid_tf.evaluate", model_dir=policy_run(), modes=modes, output=output)
+        == 0
+    )
     found = json.loads(output.read_text())["modes"]
     assert found["f0"]["f0_share"] == 1.0 and "f0_frames" not in found["f0"]
     # f0 on frames 0, 3 and 6 of 7.
@@ -384,9 +386,12 @@ def test_evaluate_writes_shares_and_streams(tmp_path):
     measurement = {"precision": "int8", "threads": 1, "graphs": graphs, "schedules": {}}
     host.write_text(json.dumps({"measurements": [measurement]}))
     options = dict(streaming=True, latency=host, fps=20, output=output)
-    assert tiny_run.program(
-        "memvid_tf.evaluate", bundle=bundle(), modes="f0,adaptive,async2", **options
-    ) == 0
+    assert (
+        tiny_run.program(
+            "memvid_tf.evaluate", bundle=bundle(), modes="f0,adaptive,async2", **options
+        )
+        == 0
+    )
     found = json.loads(output.read_text())
     assert found["streaming"]["fps"] == 20 and set(found["modes"]) == {"f0", "adaptive", "async2"}
     # 30 ms a frame, 40 with the policy: every frame of 50 ms is processed.

@@ -23,11 +23,11 @@ def random_clip(index, frames=4):
     clip = ClipRecord(f"clip-{index}", *SIZE)
     for t in range(frames):
         count = int(rng.integers(0, 4)) if t else 2
-        corner = rng.uniform(0, .5, (count, 2))
+        corner = rng.uniform(0, 0.5, (count, 2))
         picture = rng.integers(0, 256, (*SIZE, 3), np.uint8)
         clip.add_frame(
             image=cv2.imencode(".png", picture)[1].tobytes(),
-            boxes=np.concatenate([corner, corner + rng.uniform(.1, .5, (count, 2))], axis=1),
+            boxes=np.concatenate([corner, corner + rng.uniform(0.1, 0.5, (count, 2))], axis=1),
             classes=rng.integers(1, 4, count),
             tracks=rng.permutation(9)[:count],
             mask=b"" if t % 2 else cv2.imencode(".png", picture[..., 0])[1].tobytes(),
@@ -41,9 +41,15 @@ def make_random_clip(split, index):
 
 def random_plan(make_clip=make_random_clip, **changes):
     plan = sharding.DatasetPlan(
-        name="random", labels=["a", "b", "c"], image_size=SIZE, config={"flavour": 1}, seed=3,
+        name="random",
+        labels=["a", "b", "c"],
+        image_size=SIZE,
+        config={"flavour": 1},
+        seed=3,
         splits={"train": sharding.SplitPlan(10, 4), "test": sharding.SplitPlan(3, 4)},
-        make_clip=make_clip, shard_clips=3)
+        make_clip=make_clip,
+        shard_clips=3,
+    )
     return dataclasses.replace(plan, **changes)
 
 
@@ -72,15 +78,18 @@ def test_a_record_comes_back_as_it_was():
             assert a.dtype == b.dtype and a.shape == b.shape
 
 
-@pytest.mark.parametrize("change, message", [
-    ({"classes": [1]}, "2 boxes, 1 classes and 2 tracks"),
-    ({"boxes": [[0, 0, .5, .5], [.5, 0, .5, 1]]}, "positive extents"),
-    ({"boxes": [[0, 0, .5, .5], [0, 0, 1.5, 1]]}, r"in \[0, 1\]"),
-    ({"boxes": [[0, 0, .5, .5], [0, 0, np.nan, 1]]}, r"in \[0, 1\]"),
-    ({"classes": [0, 1]}, "classes count from 1"),
-])
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"classes": [1]}, "2 boxes, 1 classes and 2 tracks"),
+        ({"boxes": [[0, 0, 0.5, 0.5], [0.5, 0, 0.5, 1]]}, "positive extents"),
+        ({"boxes": [[0, 0, 0.5, 0.5], [0, 0, 1.5, 1]]}, r"in \[0, 1\]"),
+        ({"boxes": [[0, 0, 0.5, 0.5], [0, 0, np.nan, 1]]}, r"in \[0, 1\]"),
+        ({"classes": [0, 1]}, "classes count from 1"),
+    ],
+)
 def test_wrong_frames_are_named(change, message):
-    good = {"image": b"", "boxes": [[0, 0, .5, .5]] * 2, "classes": [1, 2], "tracks": [0, 1]}
+    good = {"image": b"", "boxes": [[0, 0, 0.5, 0.5]] * 2, "classes": [1, 2], "tracks": [0, 1]}
     with pytest.raises(ValueError, match=f"clip x frame 0: .*{message}"):
         ClipRecord("x", *SIZE).add_frame(**{**good, **change})
 
@@ -97,15 +106,18 @@ def test_bytes_that_are_no_clip_are_refused():
 def test_the_writer_follows_the_contract(dataset):
     data = json.loads((dataset / "dataset.json").read_text())
     assert {k: data[k] for k in ("schema_version", "name", "labels", "image_size", "seed")} == {
-        "schema_version": 1, "name": "random", "labels": ["a", "b", "c"],
-        "image_size": [20, 30], "seed": 3}
+        "schema_version": 1,
+        "name": "random",
+        "labels": ["a", "b", "c"],
+        "image_size": [20, 30],
+        "seed": 3,
+    }
     train = data["splits"]["train"]
     assert (train["clips"], train["frames"], train["clip_frames"]) == (10, 40, 4)
     assert [s["file"] for s in train["shards"]][0] == "train-00000-of-00004.tfrecord"
     assert sorted(s["clips"] for s in train["shards"]) == [2, 2, 3, 3]
     listed = {s["file"] for split in data["splits"].values() for s in split["shards"]}
-    assert {path.name for path in dataset.iterdir()} == listed | {
-        "dataset.json", "SHA256SUMS"}
+    assert {path.name for path in dataset.iterdir()} == listed | {"dataset.json", "SHA256SUMS"}
     # As `sha256sum -c` reads it.
     for line in (dataset / "SHA256SUMS").read_text().splitlines():
         digest, name = line.split("  ")
@@ -115,7 +127,8 @@ def test_the_writer_follows_the_contract(dataset):
         assert sharding._sha256(dataset / shard["file"]) == shard["sha256"]
     info = records.read_info(dataset)
     assert [clip.clip_id for clip in records.read_clips(info, "train")] == [
-        f"clip-{i}" for i in range(10)]
+        f"clip-{i}" for i in range(10)
+    ]
 
 
 def test_an_interrupted_run_goes_on_and_ends_the_same(tmp_path, dataset):
@@ -151,8 +164,11 @@ def test_an_unfinished_run_of_something_else_is_refused(tmp_path):
 
     with pytest.raises(KeyboardInterrupt):
         sharding.write_dataset(tmp_path / "set", random_plan(breaks), workers=0)
-    with pytest.raises(DatasetError, match="set.partial is an unfinished run of another "
-                                           "configuration: config.flavour is 1, asked for 2"):
+    with pytest.raises(
+        DatasetError,
+        match="set.partial is an unfinished run of another "
+        "configuration: config.flavour is 1, asked for 2",
+    ):
         sharding.write_dataset(tmp_path / "set", random_plan(config={"flavour": 2}), workers=0)
 
 
@@ -181,9 +197,10 @@ def test_the_same_set_is_found_and_another_refused(dataset):
     info, found = sharding.write_dataset(dataset, random_plan(never), workers=0)
     assert found and info.splits["train"].clips == 10
     for change, message in (
-            ({"seed": 4}, "seed is 3, asked for 4"),
-            ({"labels": ["a", "b", "d"]}, "labels is"),
-            ({"splits": {"train": sharding.SplitPlan(10, 4)}}, "splits.test is {.clips.: 3")):
+        ({"seed": 4}, "seed is 3, asked for 4"),
+        ({"labels": ["a", "b", "d"]}, "labels is"),
+        ({"splits": {"train": sharding.SplitPlan(10, 4)}}, "splits.test is {.clips.: 3"),
+    ):
         with pytest.raises(DatasetError, match=f"holds another data set: {message}"):
             sharding.write_dataset(dataset, random_plan(never, **change), workers=0)
     assert contents(dataset) == before
@@ -221,13 +238,19 @@ def test_a_missing_set_says_how_to_make_one(tmp_path):
         records.read_info(tmp_path / "stray.txt")
 
 
-@pytest.mark.parametrize("change, message", [
-    (lambda d: d.update(schema_version=2), "has schema version 2, this code reads 1"),
-    (lambda d: d.pop("labels"), "is incomplete: KeyError..labels"),
-    (lambda d: d["splits"]["train"]["shards"][0].pop("bytes"), "is incomplete: TypeError"),
-    (lambda d: d["splits"]["train"]["shards"][0].update(file="../../passwd"), "plain file name"),
-    (lambda d: d["splits"]["train"].update(clips=11), "do not add up to 11 clips"),
-])
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda d: d.update(schema_version=2), "has schema version 2, this code reads 1"),
+        (lambda d: d.pop("labels"), "is incomplete: KeyError..labels"),
+        (lambda d: d["splits"]["train"]["shards"][0].pop("bytes"), "is incomplete: TypeError"),
+        (
+            lambda d: d["splits"]["train"]["shards"][0].update(file="../../passwd"),
+            "plain file name",
+        ),
+        (lambda d: d["splits"]["train"].update(clips=11), "do not add up to 11 clips"),
+    ],
+)
 def test_a_wrong_description_is_named(dataset, change, message):
     data = json.loads((dataset / "dataset.json").read_text())
     change(data)
@@ -265,23 +288,38 @@ def test_missing_and_truncated_shards_are_named(dataset):
 
 def run(folder, *arguments):
     environment = {**os.environ, "PYTHONPATH": str(pathlib.Path(__file__).resolve().parent.parent)}
-    return subprocess.run([sys.executable, "-m", "memvid_tf.data", *arguments], timeout=120,
-                          cwd=folder, capture_output=True, text=True, env=environment, check=False)
+    return subprocess.run(
+        [sys.executable, "-m", "memvid_tf.data", *arguments],
+        timeout=120,
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        env=environment,
+        check=False,
+    )
 
 
 @pytest.mark.slow
 def test_the_program_makes_and_shows_a_set(tmp_path):
     folder, picture = tmp_path / "set", tmp_path / "sheet.png"
-    arguments = ["synthetic", f"--output={folder}", "--preset=tiny", "--train_clips=3",
-                 "--test_clips=2", "--seed=5", "--workers=1"]
+    arguments = [
+        "synthetic",
+        f"--output={folder}",
+        "--preset=tiny",
+        "--train_clips=3",
+        "--test_clips=2",
+        "--seed=5",
+        "--workers=1",
+    ]
     done = run(tmp_path, *arguments)
     assert done.returncode == 0, done.stderr
     assert "train: 3 clips, 24 frames" in done.stdout
     info = records.read_info(folder)
     assert info.config["seed"] == 5 and len(info.labels) == 8
     assert "found as it should be" in run(tmp_path, *arguments).stdout
-    done = run(tmp_path, "show", f"--input={folder}", f"--output={picture}", "--clips=1,0",
-               "--frames=3")
+    done = run(
+        tmp_path, "show", f"--input={folder}", f"--output={picture}", "--clips=1,0", "--frames=3"
+    )
     assert done.returncode == 0, done.stderr
     # Two rows and three columns of 96 px frames enlarged three times, with gaps.
     height, width, _ = cv2.imread(str(picture)).shape
@@ -301,19 +339,27 @@ def test_the_program_makes_and_shows_a_set(tmp_path):
     assert [path.read_bytes() for path in sorted(frames.iterdir())] == stored
 
 
-@pytest.mark.parametrize("arguments, message", [
-    (["paint"], "command 'paint' is not one of synthetic, convert, check, show, frames"),
-    (["synthetic"], "synthetic needs --output"),
-    (["synthetic", "--output=x", "--num_classes=3"], "--num_classes 3 is not allowed"),
-    (["synthetic", "--output=x", "--train_part=.5"], "--train_part is not a flag of synthetic"),
-    (["convert", "--output=x", "--source=."], "convert needs --dataset and --source, e.g. --data"),
-    (["convert", "--output=x", "--dataset=davis2016", "--source=nowhere"],
-     "source nowhere is not a folder"),
-    (["check"], "check needs --dataset and --source"),
-    (["show", "--output=x.png", "--input=nowhere"], "nowhere does not exist; make a data set"),
-    (["show", "--output=x.gif", "--input=nowhere"], "must end in .png or .jpg"),
-    (["frames", "--output=x", "--input=nowhere"], "nowhere does not exist; make a data set"),
-])
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["paint"], "command 'paint' is not one of synthetic, convert, check, show, frames"),
+        (["synthetic"], "synthetic needs --output"),
+        (["synthetic", "--output=x", "--num_classes=3"], "--num_classes 3 is not allowed"),
+        (["synthetic", "--output=x", "--train_part=.5"], "--train_part is not a flag of synthetic"),
+        (
+            ["convert", "--output=x", "--source=."],
+            "convert needs --dataset and --source, e.g. --data",
+        ),
+        (
+            ["convert", "--output=x", "--dataset=davis2016", "--source=nowhere"],
+            "source nowhere is not a folder",
+        ),
+        (["check"], "check needs --dataset and --source"),
+        (["show", "--output=x.png", "--input=nowhere"], "nowhere does not exist; make a data set"),
+        (["show", "--output=x.gif", "--input=nowhere"], "must end in .png or .jpg"),
+        (["frames", "--output=x", "--input=nowhere"], "nowhere does not exist; make a data set"),
+    ],
+)
 def test_wrong_input_is_one_line(tmp_path, arguments, message):
     done = run(tmp_path, *arguments)
     assert done.returncode == 2

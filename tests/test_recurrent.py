@@ -4,10 +4,10 @@ import dataclasses
 
 import numpy as np
 import pytest
+import reference
 import tensorflow as tf
 from tensorflow_model_optimization.python.core.quantization.keras import quantizers as tfmot
 
-import reference
 from memvid_tf.layers.conv_lstm import State
 from memvid_tf.layers.fake_quant import Scheme
 from memvid_tf.layers.recurrent import (
@@ -128,9 +128,7 @@ def test_a_cell_equals_the_loops_over_several_steps(make, expected_step):
 
 
 def all_values():
-    return tfmot.AllValuesQuantizer(
-        num_bits=8, per_axis=False, symmetric=False, narrow_range=False
-    )
+    return tfmot.AllValuesQuantizer(num_bits=8, per_axis=False, symmetric=False, narrow_range=False)
 
 
 @pytest.mark.parametrize("make, expected_step", CELLS, ids=NAMES)

@@ -74,8 +74,10 @@ def test_restored_equals_kept(count):
         replay.add(transition(number))
         restored.add(transition(number))
     a, b = (r.sample(50, np.random.default_rng(2)) for r in (replay, restored))
-    for x, y in zip(a.s_tm1 + a.s_t + (a.a_tm1, a.r_t, a.discount_t),
-                    b.s_tm1 + b.s_t + (b.a_tm1, b.r_t, b.discount_t)):
+    for x, y in zip(
+        a.s_tm1 + a.s_t + (a.a_tm1, a.r_t, a.discount_t),
+        b.s_tm1 + b.s_t + (b.a_tm1, b.r_t, b.discount_t),
+    ):
         np.testing.assert_array_equal(x, y)
         assert x.dtype == y.dtype
 

@@ -215,7 +215,10 @@ def test_models_of_others_run(fixtures_dir):
 @pytest.mark.parametrize(
     "change, message",
     [
-        (("f1.tflite serving_default", "f1.tflite nothing"), "no such signature; .*serving_default"),
+        (
+            ("f1.tflite serving_default", "f1.tflite nothing"),
+            "no such signature; .*serving_default",
+        ),
         (("job graph", "job nap"), "job is 'nap', wanted graph, golden or schedule"),
         (("runs 3", "runs many"), "runs is 'many', wanted a whole number"),
         (("runs 3\n", ""), "0 lines 'runs', wanted one"),

@@ -60,7 +60,9 @@ def test_eta_is_1_where_f1_ran_k_frames_ago():
     history = ActionHistory(2, 4)
     assert history.eta.tolist() == [[0] * 4] * 2
     # By video and frame, whether f0 ran.
-    ran = np.array([[True, False, False, True, False, False], [True, True, True, True, False, True]])
+    ran = np.array(
+        [[True, False, False, True, False, False], [True, True, True, True, False, True]]
+    )
     for frame in range(6):
         history.record(ran[:, frame])
         for video in range(2):

@@ -2,10 +2,10 @@
 
 import numpy as np
 import pytest
+import reference
 import tensorflow as tf
 import tf_keras
 
-import reference
 from memvid_tf.detection import loss as detection_loss
 from memvid_tf.detection.matching import match
 from memvid_tf.layers.conv import BatchNorm

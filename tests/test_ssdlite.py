@@ -2,11 +2,10 @@
 
 import numpy as np
 import pytest
-
-import memvid_tf  # noqa: F401  (before TensorFlow)
+import reference
 import tensorflow as tf
 
-import reference
+import memvid_tf  # noqa: F401  (before TensorFlow)
 from memvid_tf.detection.anchors import AnchorSpec, make_anchors
 from memvid_tf.layers.conv import BatchNorm
 from memvid_tf.layers.fake_quant import Scheme

@@ -17,12 +17,11 @@ from unittest import mock
 
 import numpy as np
 import pytest
+import tensorflow as tf
+import tiny_run
 import yaml
 
 import memvid_tf  # noqa: F401  (before TensorFlow)
-import tensorflow as tf
-
-import tiny_run
 from memvid_tf.data import records
 from memvid_tf.tasks import checkpoints, configuration, detection, training
 

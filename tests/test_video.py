@@ -182,5 +182,7 @@ def test_the_border_tells_the_extractor():
     ages = {annotate(frame, result(age=age), ("disc",)).tobytes() for age in (None, 0, 1, 12)}
     assert len(ages) == 4
     # Boxes that leave the image are cut at its edge, and none at all is fine.
-    annotate(frame, result(boxes=((-1e30, -2.0, 1e30, 3.0), (0.9, 0.9, 0.8, 0.8))), ("disc", "star"))
+    annotate(
+        frame, result(boxes=((-1e30, -2.0, 1e30, 3.0), (0.9, 0.9, 0.8, 0.8))), ("disc", "star")
+    )
     np.testing.assert_array_equal(draw_detections(frame, result(boxes=()).detections, ()), frame)

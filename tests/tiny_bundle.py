@@ -123,8 +123,9 @@ def load(precision: str = "int8") -> Bundle:
 def anchors() -> np.ndarray:
     """[A, 4] float32: three anchors a cell, ycenter, xcenter, height, width."""
     rows, columns = MAP
-    y, x = np.meshgrid((np.arange(rows) + 0.5) / rows, (np.arange(columns) + 0.5) / columns,
-                       indexing="ij")
+    y, x = np.meshgrid(
+        (np.arange(rows) + 0.5) / rows, (np.arange(columns) + 0.5) / columns, indexing="ij"
+    )
     sizes = [(0.3, 0.2), (0.2, 0.45), (0.6, 0.5)]
     cells = [np.stack([y, x, np.full_like(y, h), np.full_like(y, w)], -1) for h, w in sizes]
     return np.stack(cells, 2).reshape(-1, 4).astype(np.float32)

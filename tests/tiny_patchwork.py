@@ -7,15 +7,15 @@ import shutil
 import tempfile
 
 import numpy as np
+import reference
 import tensorflow as tf
 
-import reference
 from export import bundle, patchwork_bundle
-from memvid_tf.windows import Windows
 from memvid_tf.models import deeplab, single_frame
 from memvid_tf.models.patchwork import NETWORKS, Patchwork
 from memvid_tf.runtime.bundle import Bundle
 from memvid_tf.runtime.manifest import Checkpoint, PostSpec
+from memvid_tf.windows import Windows
 
 CLASSES = 3
 # Sides of which M = 4 leaves whole tiles at every stride, and which differ.

@@ -92,9 +92,7 @@ QAT = {
         "checkpoint_interval": 1,
         "validation_interval": QAT_STEPS,
         "optimizer_config": {
-            "learning_rate": {
-                "cosine": {"initial_learning_rate": 0.005, "decay_steps": QAT_STEPS}
-            },
+            "learning_rate": {"cosine": {"initial_learning_rate": 0.005, "decay_steps": QAT_STEPS}},
         },
     },
 }

@@ -50,7 +50,9 @@ def run(job: Job, timeout_s: float = 600.0) -> tuple[dict, dict[str, bytes]]:
         except subprocess.TimeoutExpired as error:
             raise RunnerError(f"the runner was stopped after {timeout_s:.0f} s") from error
         if done.returncode:
-            raise RunnerError(f"the runner ended with code {done.returncode}: {reason(done.stderr)}")
+            raise RunnerError(
+                f"the runner ended with code {done.returncode}: {reason(done.stderr)}"
+            )
         result = parse((folder / RESULT).read_text(encoding="utf-8"), job)
         return result, {file: (folder / file).read_bytes() for file in job.outputs}
 

@@ -32,34 +32,56 @@ from memvid_tf.data import conversion, doctor, records, sharding, synthetic
 FLAGS = flags.FLAGS
 
 _OUTPUT = flags.DEFINE_string(
-    "output", None, "synthetic, convert: folder of the data set, e.g. /tmp/synthetic. "
-    "show: the picture's file, e.g. sheet.png. frames: folder of the images.")
+    "output",
+    None,
+    "synthetic, convert: folder of the data set, e.g. /tmp/synthetic. "
+    "show: the picture's file, e.g. sheet.png. frames: folder of the images.",
+)
 _INPUT = flags.DEFINE_string(
-    "input", None, "check, show, frames: folder of the data set, e.g. /tmp/synthetic.")
+    "input", None, "check, show, frames: folder of the data set, e.g. /tmp/synthetic."
+)
 _DATASET = flags.DEFINE_enum(
-    "dataset", None, sorted(conversion.LAYOUTS), "convert, check: the layout of --source. "
-    "imagenet_det and coco2017 are still images in VID's classes; coco2017_boats counts boats as watercraft.")
+    "dataset",
+    None,
+    sorted(conversion.LAYOUTS),
+    "convert, check: the layout of --source. "
+    "imagenet_det and coco2017 are still images in VID's classes; coco2017_boats counts boats as watercraft.",
+)
 _SOURCE = flags.DEFINE_string(
-    "source", None, "convert, check: folder of the data set as it was unpacked, "
-    "e.g. /data/ILSVRC2015.")
+    "source",
+    None,
+    "convert, check: folder of the data set as it was unpacked, e.g. /data/ILSVRC2015.",
+)
 _SPLIT = flags.DEFINE_string("split", "test", "show, frames: the split, e.g. train.")
 _CLIPS = flags.DEFINE_list("clips", ["0", "1", "2", "3"], "show, frames: clip numbers, e.g. 0,5,9.")
 _FRAMES = flags.DEFINE_integer("frames", 6, "show: frames of each clip, e.g. 6.", lower_bound=1)
 _DECODE = flags.DEFINE_bool(
-    "decode", True, "check: decode every picture, which finds truncated ones; --nodecode reads "
-    "only headers and is much faster.")
+    "decode",
+    True,
+    "check: decode every picture, which finds truncated ones; --nodecode reads "
+    "only headers and is much faster.",
+)
 _EVERY = flags.DEFINE_integer(
-    "every", 1, "check: look at every n-th frame or still image, e.g. 25.", lower_bound=1)
+    "every", 1, "check: look at every n-th frame or still image, e.g. 25.", lower_bound=1
+)
 _PRESET = flags.DEFINE_enum(
-    "preset", "demo", sorted(synthetic.PRESETS), "synthetic: the settings to start from.")
+    "preset", "demo", sorted(synthetic.PRESETS), "synthetic: the settings to start from."
+)
 _WORKERS = flags.DEFINE_integer(
-    "workers", 2, "synthetic, convert: processes that make clips, e.g. 2; 0 makes them in "
-    "this one.", lower_bound=0)
+    "workers",
+    2,
+    "synthetic, convert: processes that make clips, e.g. 2; 0 makes them in this one.",
+    lower_bound=0,
+)
 _IMAGE_SIZE = flags.DEFINE_list(
-    "image_size", None, "synthetic: side of the frames in pixels, e.g. 96. "
-    "convert: height,width, e.g. 320,320, or one number for both.")
+    "image_size",
+    None,
+    "synthetic: side of the frames in pixels, e.g. 96. "
+    "convert: height,width, e.g. 320,320, or one number for both.",
+)
 _JPEG_QUALITY = flags.DEFINE_integer(
-    "jpeg_quality", None, "synthetic, convert: quality of the stored frames, e.g. 95.")
+    "jpeg_quality", None, "synthetic, convert: quality of the stored frames, e.g. 95."
+)
 
 # Settings of a conversion, each a flag which changes the default.
 _CONVERSION = {
@@ -67,7 +89,7 @@ _CONVERSION = {
     "min_clip_frames": "the shortest training clip to keep, at the end of a video, e.g. 8",
     "eval_clip_frames": "most frames of a clip of the other splits, e.g. 100",
     "train_part": "part of each sequence that becomes training clips instead of the data set's own "
-                  "splits, DAVIS only, e.g. 0.7",
+    "splits, DAVIS only, e.g. 0.7",
 }
 for _field in dataclasses.fields(conversion.ConversionConfig):
     if _field.name in _CONVERSION:
@@ -102,8 +124,15 @@ for _field in dataclasses.fields(synthetic.SyntheticConfig):
 
 _COMMAND_FLAGS = {
     "synthetic": {"output", "preset", "workers", "image_size", "jpeg_quality", *_SETTINGS},
-    "convert": {"output", "dataset", "source", "workers", "image_size", "jpeg_quality",
-                *_CONVERSION},
+    "convert": {
+        "output",
+        "dataset",
+        "source",
+        "workers",
+        "image_size",
+        "jpeg_quality",
+        *_CONVERSION,
+    },
     "check": {"input", "dataset", "source", "decode", "every"},
     "show": {"input", "split", "clips", "frames", "output"},
     "frames": {"input", "split", "clips", "output"},
@@ -115,12 +144,15 @@ def main(argv: list[str]) -> int | None:
     if len(argv) != 2 or argv[1] not in _COMMAND_FLAGS:
         raise errors.UserError(
             f"command {' '.join(argv[1:])!r} is not one of {', '.join(_COMMAND_FLAGS)}; "
-            "see python -m memvid_tf.data --help")
+            "see python -m memvid_tf.data --help"
+        )
     command = argv[1]
     for name in set().union(*_COMMAND_FLAGS.values()) - _COMMAND_FLAGS[command]:
         if FLAGS[name].present:
-            raise errors.UserError(f"--{name} is not a flag of {command}; its flags are "
-                                   f"{', '.join(sorted(_COMMAND_FLAGS[command]))}")
+            raise errors.UserError(
+                f"--{name} is not a flag of {command}; its flags are "
+                f"{', '.join(sorted(_COMMAND_FLAGS[command]))}"
+            )
     if command == "check":
         return _check()
     if not _OUTPUT.value:
@@ -141,8 +173,11 @@ def main(argv: list[str]) -> int | None:
 
 
 def _synthetic_plan():
-    changes = {name: FLAGS[name].value for name in (*_SETTINGS, "jpeg_quality")
-               if FLAGS[name].value is not None}
+    changes = {
+        name: FLAGS[name].value
+        for name in (*_SETTINGS, "jpeg_quality")
+        if FLAGS[name].value is not None
+    }
     if _IMAGE_SIZE.value is not None:
         changes["image_size"] = _numbers("image_size", _IMAGE_SIZE.value, (1,))[0]
     try:
@@ -156,8 +191,11 @@ def _conversion_plan():
     from tqdm import tqdm
 
     layout = _layout("convert")
-    changes = {name: FLAGS[name].value for name in (*_CONVERSION, "jpeg_quality")
-               if FLAGS[name].value is not None}
+    changes = {
+        name: FLAGS[name].value
+        for name in (*_CONVERSION, "jpeg_quality")
+        if FLAGS[name].value is not None
+    }
     if _IMAGE_SIZE.value is not None:
         size = _numbers("image_size", _IMAGE_SIZE.value, (1, 2))
         changes["image_size"] = (size[0], size[-1])
@@ -185,8 +223,10 @@ def _check():
 
 def _layout(command):
     if not (_DATASET.value and _SOURCE.value):
-        raise errors.UserError(f"{command} needs --dataset and --source, e.g. "
-                               "--dataset=imagenet_vid --source=/data/ILSVRC2015")
+        raise errors.UserError(
+            f"{command} needs --dataset and --source, e.g. "
+            "--dataset=imagenet_vid --source=/data/ILSVRC2015"
+        )
     return conversion.open_layout(_DATASET.value, _SOURCE.value)
 
 
@@ -197,20 +237,26 @@ def _write(plan):
     try:
         with tqdm(total=total, unit="clip", desc=plan.name, leave=False) as bar:
             info, found = sharding.write_dataset(
-                _OUTPUT.value, plan, workers=_WORKERS.value, advance=bar.update)
+                _OUTPUT.value, plan, workers=_WORKERS.value, advance=bar.update
+            )
     except OSError as error:
         raise errors.UserError(f"--output {_OUTPUT.value} cannot be written: {error}") from error
     print(f"{info.folder}: {'found as it should be' if found else 'written'}")
     for name, split in info.splits.items():
-        motion = ", ".join(f"{part:.1%} {speed}" for speed, part
-                           in split.statistics["motion_split"].items())
-        print(f"  {name}: {split.clips} clips, {split.frames} frames, "
-              f"{split.statistics['objects_per_frame']:.2f} objects a frame, motion {motion}")
+        motion = ", ".join(
+            f"{part:.1%} {speed}" for speed, part in split.statistics["motion_split"].items()
+        )
+        print(
+            f"  {name}: {split.clips} clips, {split.frames} frames, "
+            f"{split.statistics['objects_per_frame']:.2f} objects a frame, motion {motion}"
+        )
         counts = split.statistics["objects_by_class"]
         print("    objects: " + ", ".join(f"{label} {count}" for label, count in counts.items()))
         if left_out := split.statistics.get("left_out"):
-            print(f"    left out: {left_out} objects without extent in the frame, or of a track "
-                  "that the frame shows twice")
+            print(
+                f"    left out: {left_out} objects without extent in the frame, or of a track "
+                "that the frame shows twice"
+            )
 
 
 def _show(info, clips):
@@ -249,8 +295,10 @@ def _numbers(name, values, lengths):
     except ValueError as error:
         raise errors.UserError(f"--{name}={','.join(values)} must be whole numbers") from error
     if len(numbers) not in lengths:
-        raise errors.UserError(f"--{name}={','.join(values)} has {len(numbers)} numbers, "
-                               f"allowed are {min(lengths)}..{max(lengths)}")
+        raise errors.UserError(
+            f"--{name}={','.join(values)} has {len(numbers)} numbers, "
+            f"allowed are {min(lengths)}..{max(lengths)}"
+        )
     return numbers
 
 

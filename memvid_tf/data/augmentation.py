@@ -19,23 +19,23 @@ PADDING_TRACK = -1
 PADDING_GREY = 128
 # Bounds of the photometric change, one draw a window: SSD's brightness and saturation, with a
 # narrower contrast because textures are contrast.
-BRIGHTNESS_DELTA = 32.
-CONTRAST_RANGE = (.8, 1.2)
-SATURATION_RANGE = (.5, 1.5)
+BRIGHTNESS_DELTA = 32.0
+CONTRAST_RANGE = (0.8, 1.2)
+SATURATION_RANGE = (0.5, 1.5)
 # SSD's patches: one of these parts of an object has to be covered, or any; or there is no patch.
-PATCH_COVERS = (0., .1, .3, .5, .7, .9)
-PATCH_ASPECTS = (.5, 2.)
-PATCH_AREAS = (.1, 1.)
+PATCH_COVERS = (0.0, 0.1, 0.3, 0.5, 0.7, 0.9)
+PATCH_ASPECTS = (0.5, 2.0)
+PATCH_AREAS = (0.1, 1.0)
 # How far a still's view moves over a window, and how much it grows: parts of its side. An object as
 # large as the view then moves as fast as the medium third of VID's (derived in shared design).
-STILL_DRIFT = .15
-STILL_ZOOM = .15
+STILL_DRIFT = 0.15
+STILL_ZOOM = 0.15
 
 
 def resized(images: tf.Tensor, size) -> tf.Tensor:
     """[..., H, W, 3] uint8 to another (height, width), antialiased, rounded to nearest."""
     scaled = tf.image.resize(images, size, antialias=True)
-    return tf.cast(tf.clip_by_value(tf.round(scaled), 0., 255.), tf.uint8)
+    return tf.cast(tf.clip_by_value(tf.round(scaled), 0.0, 255.0), tf.uint8)
 
 
 def flipped(window: dict) -> dict:
@@ -50,8 +50,11 @@ def flipped(window: dict) -> dict:
     frames = window["frames"]
     # Rows of pixels are the form in which TensorFlow reverses fast, ten times as a strided slice.
     rows = tf.reverse(tf.reshape(frames, [-1, tf.shape(frames)[2], 3]), [1])
-    return {**window, "frames": tf.ensure_shape(tf.reshape(rows, tf.shape(frames)), frames.shape),
-            "boxes": tf.where(there, boxes, 0.)}
+    return {
+        **window,
+        "frames": tf.ensure_shape(tf.reshape(rows, tf.shape(frames)), frames.shape),
+        "boxes": tf.where(there, boxes, 0.0),
+    }
 
 
 def cropped(window: dict, scale: tf.Tensor, place: tf.Tensor) -> dict:
@@ -84,7 +87,8 @@ def shifted(window: dict, offset: tf.Tensor) -> dict:
     frames = tf.pad(
         window["frames"],
         [[0, 0], [before[0], after[0]], [before[1], after[1]], [0, 0]],
-        constant_values=tf.constant(PADDING_GREY, tf.uint8))
+        constant_values=tf.constant(PADDING_GREY, tf.uint8),
+    )
     frames = tf.slice(frames, [0, *tf.unstack(after), 0], [-1, *tf.unstack(size), -1])
     frames = tf.ensure_shape(frames, window["frames"].shape)
     return {**window, "frames": frames, **_boxes_in(window, offset, size, size)}
@@ -107,21 +111,27 @@ def random_patch(
     """
     seeds = tf.unstack(tf.random.split(seed, 3, alg="philox"))
     draws = tf.random.stateless_uniform([4], seeds[0], alg="philox")
-    expand = tf.where(draws[0] < .5, 1 + (max_expand - 1) * draws[1], 1.)
+    expand = tf.where(draws[0] < 0.5, 1 + (max_expand - 1) * draws[1], 1.0)
     canvas = size * expand
     corner = -draws[2:] * (canvas - size)
     two = tf.concat([size, size], 0)
     on_canvas = (boxes * two - tf.concat([corner, corner], 0)) / tf.concat([canvas, canvas], 0)
     which = tf.random.stateless_uniform(
-        [], seeds[1], 0, len(PATCH_COVERS) + 1, tf.int32, alg="philox")
+        [], seeds[1], 0, len(PATCH_COVERS) + 1, tf.int32, alg="philox"
+    )
 
     def patch():
         whole = tf.cast(tf.round(canvas), tf.int32)
         begin, extent, _ = tf.image.stateless_sample_distorted_bounding_box(
-            tf.concat([whole, [3]], 0), tf.clip_by_value(on_canvas, 0., 1.)[None], seeds[2],
+            tf.concat([whole, [3]], 0),
+            tf.clip_by_value(on_canvas, 0.0, 1.0)[None],
+            seeds[2],
             min_object_covered=tf.gather(PATCH_COVERS, which - 1),
-            aspect_ratio_range=PATCH_ASPECTS, area_range=PATCH_AREAS, max_attempts=50,
-            use_image_if_no_bounding_boxes=True)
+            aspect_ratio_range=PATCH_ASPECTS,
+            area_range=PATCH_AREAS,
+            max_attempts=50,
+            use_image_if_no_bounding_boxes=True,
+        )
         return corner + tf.cast(begin[:2], tf.float32), tf.cast(extent[:2], tf.float32)
 
     return tf.cond(which > 0, patch, lambda: (corner, canvas))
@@ -140,11 +150,11 @@ def still_motion(frames: int, min_scale: float, seed: tf.Tensor) -> tuple[tf.Ten
     """
     draws = tf.random.stateless_uniform([6], seed, alg="philox")
     scale = min_scale + (1 - min_scale) * draws[0]
-    other = tf.clip_by_value(scale * (1 + STILL_ZOOM * (2 * draws[1] - 1)), min_scale, 1.)
+    other = tf.clip_by_value(scale * (1 + STILL_ZOOM * (2 * draws[1] - 1)), min_scale, 1.0)
     corner = draws[2:4] * (1 - scale)
     drift = STILL_DRIFT * scale * (2 * draws[4:] - 1)
-    target = tf.clip_by_value(corner + (scale - other) / 2 + drift, 0., 1 - other)
-    part = tf.linspace(0., 1., frames)[:, None]
+    target = tf.clip_by_value(corner + (scale - other) / 2 + drift, 0.0, 1 - other)
+    part = tf.linspace(0.0, 1.0, frames)[:, None]
     scales = scale + (other - scale) * part
     return corner + (target - corner) * part, tf.concat([scales, scales], 1)
 
@@ -166,15 +176,24 @@ def viewed(window: dict, corner: tf.Tensor, extent: tf.Tensor, size: tuple[int, 
         picture = tf.cast(pictures[tf.minimum(t, last)][None], tf.float32) - PADDING_GREY
         scale = tf.cast(size, tf.float32) / extent[t]
         made = tf.raw_ops.ScaleAndTranslate(
-            images=picture, size=size, scale=scale, translation=-corner[t] * scale,
-            kernel_type="triangle", antialias=True)[0]
-        return tf.cast(tf.clip_by_value(tf.round(made + PADDING_GREY), 0., 255.), tf.uint8)
+            images=picture,
+            size=size,
+            scale=scale,
+            translation=-corner[t] * scale,
+            kernel_type="triangle",
+            antialias=True,
+        )[0]
+        return tf.cast(tf.clip_by_value(tf.round(made + PADDING_GREY), 0.0, 255.0), tf.uint8)
 
-    made = tf.map_fn(frame, tf.range(count),
-                     fn_output_signature=tf.TensorSpec((*size, 3), tf.uint8))
+    made = tf.map_fn(
+        frame, tf.range(count), fn_output_signature=tf.TensorSpec((*size, 3), tf.uint8)
+    )
     whole = tf.shape(pictures)[1:3]
-    return {**window, "frames": tf.ensure_shape(made, (count, *size, 3)),
-            **_boxes_in(window, corner[:, None], extent[:, None], whole)}
+    return {
+        **window,
+        "frames": tf.ensure_shape(made, (count, *size, 3)),
+        **_boxes_in(window, corner[:, None], extent[:, None], whole),
+    }
 
 
 def _boxes_in(window, corner, kept, size):
@@ -184,12 +203,13 @@ def _boxes_in(window, corner, kept, size):
     view is dropped.
     """
     corner, kept, size = (
-        tf.concat([v, v], -1) for v in (tf.cast(v, tf.float32) for v in (corner, kept, size)))
+        tf.concat([v, v], -1) for v in (tf.cast(v, tf.float32) for v in (corner, kept, size))
+    )
     boxes = (window["boxes"] * size - corner) / kept
     centre = (boxes[..., :2] + boxes[..., 2:]) / 2
     inside = tf.reduce_all((centre >= 0) & (centre <= 1), axis=-1) & (window["classes"] > 0)
     return {
-        "boxes": tf.where(inside[..., None], tf.clip_by_value(boxes, 0., 1.), 0.),
+        "boxes": tf.where(inside[..., None], tf.clip_by_value(boxes, 0.0, 1.0), 0.0),
         "classes": tf.where(inside, window["classes"], 0),
         "tracks": tf.where(inside, window["tracks"], PADDING_TRACK),
     }
@@ -209,11 +229,11 @@ def recolored(frames: tf.Tensor, draws: tf.Tensor) -> tf.Tensor:
     high = tf.constant([SATURATION_RANGE[1], CONTRAST_RANGE[1], BRIGHTNESS_DELTA])
     saturation, contrast, brightness = tf.unstack(low + (high - low) * draws)
     # All three are linear in the colours, so one 3x3 matrix and an offset do it in a pass.
-    weights = tf.constant([.299, .587, .114])
+    weights = tf.constant([0.299, 0.587, 0.114])
     grey = tf.ones([3, 1]) * weights
     matrix = contrast * (saturation * tf.eye(3) + (1 - saturation) * grey)
     values = tf.cast(frames, tf.float32)
     mean = tf.reduce_mean(values, axis=(0, 1, 2))
     level = (1 - contrast) * tf.reduce_sum(mean * weights) + brightness
     changed = tf.linalg.matmul(values, matrix, transpose_b=True) + level
-    return tf.cast(tf.clip_by_value(tf.round(changed), 0., 255.), tf.uint8)
+    return tf.cast(tf.clip_by_value(tf.round(changed), 0.0, 255.0), tf.uint8)

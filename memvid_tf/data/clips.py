@@ -19,10 +19,10 @@ import functools
 from collections.abc import Callable
 from typing import Optional, Tuple
 
-from absl import logging
 import numpy as np
-from official.core import config_definitions as cfg
 import tensorflow as tf
+from absl import logging
+from official.core import config_definitions as cfg
 
 from memvid_tf.data import augmentation, reading, records
 from memvid_tf.data.augmentation import PADDING_TRACK
@@ -71,14 +71,14 @@ class ClipConfig(cfg.DataConfig):
     flip: bool = True
     photometric: bool = True
     random_crop: bool = False
-    crop_min_scale: float = 1.
-    max_shift: float = 0.
+    crop_min_scale: float = 1.0
+    max_shift: float = 0.0
     ssd_crop: bool = False
-    max_expand: float = 1.
+    max_expand: float = 1.0
     still_paths: Tuple[str, ...] = ()
-    still_share: float = 0.
-    still_min_scale: float = .5
-    max_unreadable: float = 0.
+    still_share: float = 0.0
+    still_min_scale: float = 0.5
+    max_unreadable: float = 0.0
     is_training: bool = True
     global_batch_size: int = 8
     seed: Optional[int] = 0
@@ -129,12 +129,16 @@ def clip_dataset(
         batch = input_context.get_per_replica_batch_size(config.global_batch_size)
     if config.is_training:
         dataset = _training_examples(
-            config, split.clips, len(table.shard), start_step, pipelines, pipeline)
+            config, split.clips, len(table.shard), start_step, pipelines, pipeline
+        )
     else:
         dataset = tf.data.Dataset.range(split.clips).shard(pipelines, pipeline)
         dataset = dataset.map(lambda index: (index, index))
-    dataset = dataset.flat_map(lambda number, clip: reading.read_record(table, clip).map(
-        lambda serialized: (number, clip, serialized)))
+    dataset = dataset.flat_map(
+        lambda number, clip: reading.read_record(table, clip).map(
+            lambda serialized: (number, clip, serialized)
+        )
+    )
     make = _whole_clip
     if config.is_training:
         has_stills = bool(stills) or split.clip_frames == 1
@@ -170,22 +174,34 @@ def _checked_frames(config, info, split, start_step):
         frames = longest
     checks = (
         ("unroll_frames", frames >= 1, "at least 1; 0 only in evaluation"),
-        ("unroll_frames", not config.is_training or stills or frames <= shortest,
-         f"at most {shortest}, the shortest clip of {config.split} in {info.folder}"),
-        ("image_size", len(config.image_size) == 2 and min(config.image_size) >= 1,
-         "(height, width)"),
-        ("max_objects", config.max_objects >= split.statistics["max_objects"],
-         f"at least {split.statistics['max_objects']}, which a frame of {config.split} holds"),
+        (
+            "unroll_frames",
+            not config.is_training or stills or frames <= shortest,
+            f"at most {shortest}, the shortest clip of {config.split} in {info.folder}",
+        ),
+        (
+            "image_size",
+            len(config.image_size) == 2 and min(config.image_size) >= 1,
+            "(height, width)",
+        ),
+        (
+            "max_objects",
+            config.max_objects >= split.statistics["max_objects"],
+            f"at least {split.statistics['max_objects']}, which a frame of {config.split} holds",
+        ),
         ("max_stride", config.max_stride >= 1, "at least 1"),
-        ("crop_min_scale", .1 <= config.crop_min_scale <= 1, "in .1..1"),
-        ("max_shift", 0 <= config.max_shift < .5, "in 0...5"),
+        ("crop_min_scale", 0.1 <= config.crop_min_scale <= 1, "in .1..1"),
+        ("max_shift", 0 <= config.max_shift < 0.5, "in 0...5"),
         ("max_expand", 1 <= config.max_expand <= 8, "in 1..8"),
         ("max_expand", config.ssd_crop or config.max_expand == 1, "1 without ssd_crop"),
         ("ssd_crop", not (config.ssd_crop and config.random_crop), "false with random_crop"),
         ("still_share", 0 <= config.still_share < 1, "in 0..1, below 1"),
-        ("still_share", bool(config.still_paths) == (config.still_share > 0),
-         "above 0 with still_paths, 0 without"),
-        ("still_min_scale", .1 <= config.still_min_scale <= 1, "in .1..1"),
+        (
+            "still_share",
+            bool(config.still_paths) == (config.still_share > 0),
+            "above 0 with still_paths, 0 without",
+        ),
+        ("still_min_scale", 0.1 <= config.still_min_scale <= 1, "in .1..1"),
         ("max_unreadable", 0 <= config.max_unreadable < 1, "in 0..1, below 1"),
         ("global_batch_size", config.global_batch_size >= 1, "at least 1"),
         ("seed", config.seed is not None and 0 <= config.seed < 2**31, "in 0..2^31-1"),
@@ -194,10 +210,12 @@ def _checked_frames(config, info, split, start_step):
     for name, right, allowed in checks:
         if not right:
             raise records.DatasetError(
-                f"{name} {getattr(config, name)!r} is not allowed: {allowed}")
+                f"{name} {getattr(config, name)!r} is not allowed: {allowed}"
+            )
     if start_step < 0 or (start_step and not config.is_training):
-        raise ValueError(f"start_step {start_step} is not allowed: at least 0 in training, "
-                         "0 in evaluation")
+        raise ValueError(
+            f"start_step {start_step} is not allowed: at least 0 in training, 0 in evaluation"
+        )
     return frames
 
 
@@ -208,16 +226,20 @@ def _still_sets(config, info):
         stills = records.read_info(path)
         split = stills.split(config.split)
         if split.clip_frames != 1:
-            raise records.DatasetError(f"still_paths: {path} holds clips of up to "
-                                       f"{split.clip_frames} frames, wanted are still images")
+            raise records.DatasetError(
+                f"still_paths: {path} holds clips of up to "
+                f"{split.clip_frames} frames, wanted are still images"
+            )
         if stills.labels != info.labels:
             raise records.DatasetError(
                 f"still_paths: {path} has the classes {', '.join(stills.labels)}, "
-                f"{info.folder} has {', '.join(info.labels)}")
+                f"{info.folder} has {', '.join(info.labels)}"
+            )
         if split.statistics["max_objects"] > config.max_objects:
             raise records.DatasetError(
                 f"max_objects {config.max_objects} is not allowed: at least "
-                f"{split.statistics['max_objects']}, which a picture of {path} holds")
+                f"{split.statistics['max_objects']}, which a picture of {path} holds"
+            )
         found.append(stills)
     return found
 
@@ -238,7 +260,8 @@ def _training_examples(config, clips, total, start_step, pipelines, pipeline):
         # Each count of examples is an epoch: a permutation of its own.
         epoch, place = number // count, number % count
         return tf.random.experimental.index_shuffle(
-            place, tf.stack([seed, stream * (epoch + 1) - (stream + 1) // 2]), count - 1)
+            place, tf.stack([seed, stream * (epoch + 1) - (stream + 1) // 2]), count - 1
+        )
 
     def pick(position):
         # Of every global batch a pipeline takes its own run of examples.
@@ -272,7 +295,8 @@ def _parse(serialized):
             "object/bbox": tf.io.VarLenFeature(tf.float32),
             "object/class": tf.io.VarLenFeature(tf.int64),
             "object/track": tf.io.VarLenFeature(tf.int64),
-        })
+        },
+    )
     boxes = tf.sparse.to_dense(lists["object/bbox"])
     stored = tf.stack([context["clip/height"], context["clip/width"]])
     source = tf.stack([context["clip/source_height"], context["clip/source_width"]])
@@ -283,19 +307,26 @@ def _parse(serialized):
         "boxes": tf.reshape(boxes, [tf.shape(boxes)[0], -1, 4]),
         "classes": tf.cast(tf.sparse.to_dense(lists["object/class"]), tf.int32),
         "tracks": tf.cast(
-            tf.sparse.to_dense(lists["object/track"], default_value=PADDING_TRACK), tf.int32),
+            tf.sparse.to_dense(lists["object/track"], default_value=PADDING_TRACK), tf.int32
+        ),
     }
 
 
 def _select(config, clip, used, frames, size):
     """Whether the frames at `used` [n] can be decoded, and the window: T frames, N objects."""
     images, readable = reading.decode_if_possible(
-        tf.gather(clip["images"], used), lambda files: tf.map_fn(
-            lambda data: _decode(data, size), files,
-            fn_output_signature=tf.TensorSpec((*size, 3), tf.uint8)))
+        tf.gather(clip["images"], used),
+        lambda files: tf.map_fn(
+            lambda data: _decode(data, size),
+            files,
+            fn_output_signature=tf.TensorSpec((*size, 3), tf.uint8),
+        ),
+    )
     images = tf.pad(images, [[0, frames - tf.shape(images)[0]], [0, 0], [0, 0], [0, 0]])
-    return readable, {"frames": tf.ensure_shape(images, (frames, *size, 3)),
-                      **_truth(config, clip, used, frames)}
+    return readable, {
+        "frames": tf.ensure_shape(images, (frames, *size, 3)),
+        **_truth(config, clip, used, frames),
+    }
 
 
 def _truth(config, clip, used, frames):
@@ -306,12 +337,13 @@ def _truth(config, clip, used, frames):
     def padded(name, rest, value):
         array = tf.gather(clip[name], used)
         objects = tf.shape(array)[1]
-        array = tf.pad(array, [[0, missing], [0, room - objects]] + [[0, 0]] * len(rest),
-                       constant_values=value)
+        array = tf.pad(
+            array, [[0, missing], [0, room - objects]] + [[0, 0]] * len(rest), constant_values=value
+        )
         return tf.ensure_shape(array, (frames, room, *rest))
 
     return {
-        "boxes": padded("boxes", (4,), 0.),
+        "boxes": padded("boxes", (4,), 0.0),
         "classes": padded("classes", (), 0),
         "tracks": padded("tracks", (), PADDING_TRACK),
         "num_frames": tf.shape(used)[0],
@@ -361,14 +393,15 @@ def _training_window(config, clip, number, frames, size, has_stills):
 
     readable, window = tf.cond(length > 1, video, still) if has_stills else video()
     if config.flip:
-        window = tf.cond(uniform(3, 0, 2, tf.int32) > 0,
-                         lambda: augmentation.flipped(window), lambda: window)
+        window = tf.cond(
+            uniform(3, 0, 2, tf.int32) > 0, lambda: augmentation.flipped(window), lambda: window
+        )
     if config.random_crop and config.crop_min_scale < 1:
         draws = tf.random.stateless_uniform([3], seeds[4], alg="philox")
         scale = config.crop_min_scale + (1 - config.crop_min_scale) * draws[0]
         window = augmentation.cropped(window, scale, draws[1:])
     if config.max_shift > 0:
-        draws = tf.random.stateless_uniform([2], seeds[5], -1., 1., alg="philox")
+        draws = tf.random.stateless_uniform([2], seeds[5], -1.0, 1.0, alg="philox")
         limit = config.max_shift * tf.cast(size, tf.float32)
         window = augmentation.shifted(window, 2 * tf.cast(tf.round(draws * limit / 2), tf.int32))
     if config.photometric:
@@ -382,8 +415,12 @@ def _viewed(config, clip, used, frames, size, seed):
     seeds = tf.unstack(tf.random.split(seed, 2, alg="philox"))
     still = tf.equal(tf.shape(clip["images"])[0], 1)
     first = tf.gather(clip["images"], tf.cond(still, lambda: used[:1], lambda: used))
-    pictures, readable = reading.decode_if_possible(first, lambda files: tf.map_fn(
-        _decode_stored, files, fn_output_signature=tf.TensorSpec((None, None, 3), tf.uint8)))
+    pictures, readable = reading.decode_if_possible(
+        first,
+        lambda files: tf.map_fn(
+            _decode_stored, files, fn_output_signature=tf.TensorSpec((None, None, 3), tf.uint8)
+        ),
+    )
     whole = tf.cast(tf.shape(pictures)[1:3], tf.float32)
     window = {"frames": pictures, **_truth(config, clip, used, frames)}
     corner, extent = tf.zeros([2]), whole
@@ -392,6 +429,6 @@ def _viewed(config, clip, used, frames, size, seed):
         boxes = tf.boolean_mask(window["boxes"][middle], window["classes"][middle] > 0)
         corner, extent = augmentation.random_patch(whole, boxes, config.max_expand, seeds[0])
     start, part = augmentation.still_motion(frames, config.still_min_scale, seeds[1])
-    start = tf.where(still, start, 0.)
-    part = tf.where(still, part, 1.)
+    start = tf.where(still, start, 0.0)
+    part = tf.where(still, part, 1.0)
     return readable, augmentation.viewed(window, corner + start * extent, part * extent, size)

@@ -58,8 +58,11 @@ class Coco2017:
         """See `layouts.Layout`."""
         needed_folder(self.source, f"{split}2017", "COCO 2017", HINT)
         table = self._table(split)
-        kept = [name for name, position in table.position.items()
-                if split == "val" or table.class_ids[_rows(table, position)].any()]
+        kept = [
+            name
+            for name, position in table.position.items()
+            if split == "val" or table.class_ids[_rows(table, position)].any()
+        ]
         if not kept:
             raise DatasetError(f"{self._json(split)} lists no picture with a class of VID")
         return [Video(name, 1) for name in sorted(progress(kept))]
@@ -72,9 +75,13 @@ class Coco2017:
         rows = _rows(table, position)
         count = rows.stop - rows.start
         return Truth(
-            self.source / folder / table.files[position], table.boxes[rows],
-            table.class_ids[rows], np.arange(count), tuple(table.names[rows]),
-            tuple(table.sizes[position].tolist()))
+            self.source / folder / table.files[position],
+            table.boxes[rows],
+            table.class_ids[rows],
+            np.arange(count),
+            tuple(table.names[rows]),
+            tuple(table.sizes[position].tolist()),
+        )
 
     def findings(self, split: str) -> Iterator[Finding]:
         """See `layouts.Layout`."""
@@ -93,8 +100,15 @@ class Coco2017:
             try:
                 content = json.loads(path.read_bytes())
                 self._tables[split] = self._read(path, split, content)
-            except (OSError, ValueError, KeyError, TypeError, AttributeError,
-                    RecursionError, OverflowError) as error:
+            except (
+                OSError,
+                ValueError,
+                KeyError,
+                TypeError,
+                AttributeError,
+                RecursionError,
+                OverflowError,
+            ) as error:
                 if isinstance(error, DatasetError):
                     raise
                 raise DatasetError(f"{path} is no list of COCO instances: {error!r}") from error
@@ -112,19 +126,24 @@ class Coco2017:
             x, y, width, height = map(float, annotation["bbox"])
             category = annotation["category_id"]
             if annotation["image_id"] not in number_of or category not in names:
-                raise DatasetError(f"{path}: annotation {annotation.get('id')} is of picture "
-                                   f"{annotation['image_id']} and category {category}, which are "
-                                   "not both listed")
+                raise DatasetError(
+                    f"{path}: annotation {annotation.get('id')} is of picture "
+                    f"{annotation['image_id']} and category {category}, which are "
+                    "not both listed"
+                )
             objects[number_of[annotation["image_id"]]].append(
-                ((y, x, y + height, x + width), class_of[category], names[category]))
+                ((y, x, y + height, x + width), class_of[category], names[category])
+            )
         rows = [row for of_image in objects for row in of_image]
         files = [inside(image["file_name"], path) for image in content["images"]]
         return _Table(
             files=files,
-            position={f"{split}2017/{pathlib.PurePosixPath(file).stem}": i
-                      for i, file in enumerate(files)},
-            sizes=np.array([(image["height"], image["width"]) for image in content["images"]],
-                           np.int64).reshape(-1, 2),
+            position={
+                f"{split}2017/{pathlib.PurePosixPath(file).stem}": i for i, file in enumerate(files)
+            },
+            sizes=np.array(
+                [(image["height"], image["width"]) for image in content["images"]], np.int64
+            ).reshape(-1, 2),
             first=np.cumsum([0, *map(len, objects)]),
             boxes=np.array([row[0] for row in rows], np.float64).reshape(-1, 4),
             class_ids=np.array([row[1] for row in rows], np.int64),

@@ -68,16 +68,24 @@ class ConversionConfig:
     clip_frames: int = 24
     min_clip_frames: int = 8
     eval_clip_frames: int = 100
-    train_part: float = 0.
+    train_part: float = 0.0
     jpeg_quality: int = 95
 
     def __post_init__(self):
         checks = (
-            ("image_size", len(self.image_size) == 2 and 16 <= min(self.image_size)
-             and max(self.image_size) <= 4096, "height and width in 16..4096"),
+            (
+                "image_size",
+                len(self.image_size) == 2
+                and 16 <= min(self.image_size)
+                and max(self.image_size) <= 4096,
+                "height and width in 16..4096",
+            ),
             ("min_clip_frames", self.min_clip_frames >= 1, "at least 1"),
-            ("clip_frames", self.clip_frames >= self.min_clip_frames,
-             f"at least min_clip_frames, {self.min_clip_frames}"),
+            (
+                "clip_frames",
+                self.clip_frames >= self.min_clip_frames,
+                f"at least min_clip_frames, {self.min_clip_frames}",
+            ),
             ("eval_clip_frames", self.eval_clip_frames >= 1, "at least 1"),
             ("train_part", 0 <= self.train_part < 1, "0, or between 0 and 1"),
             ("jpeg_quality", 50 <= self.jpeg_quality <= 100, "in 50..100"),
@@ -102,8 +110,10 @@ def plan(layout: Layout, config: ConversionConfig, progress: Progress = iter) ->
     splits = {}
     for split, of_split in windows.items():
         if not of_split:
-            raise DatasetError(f"{layout.source} has no video in {split} of {layout.name} that "
-                               f"gives a clip of min_clip_frames, {config.min_clip_frames}")
+            raise DatasetError(
+                f"{layout.source} has no video in {split} of {layout.name} that "
+                f"gives a clip of min_clip_frames, {config.min_clip_frames}"
+            )
         splits[split] = SplitPlan(clips=len(of_split), clip_frames=max(c for *_, c in of_split))
     described = dataclasses.asdict(config)
     described["image_size"] = list(config.image_size)
@@ -138,13 +148,16 @@ def _windows(layout, config, progress):
     """Split -> [(video, first frame, frames)]."""
     if config.train_part:
         if not isinstance(layout, davis.Davis):
-            raise DatasetError(f"train_part {config.train_part} is not allowed for {layout.name}: "
-                               "only DAVIS is split in time")
+            raise DatasetError(
+                f"train_part {config.train_part} is not allowed for {layout.name}: "
+                "only DAVIS is split in time"
+            )
         found = {"train": [], "test": []}
         for video, frames in layout.videos("all", progress):
             border = min(max(int(config.train_part * frames), 1), frames - 1)
-            found["train"] += _named(video, cut(
-                0, border, config.clip_frames, config.min_clip_frames))
+            found["train"] += _named(
+                video, cut(0, border, config.clip_frames, config.min_clip_frames)
+            )
             found["test"] += _named(video, cut(border, frames, config.eval_clip_frames, 1))
         return found
     found = {}
@@ -152,8 +165,11 @@ def _windows(layout, config, progress):
         length, shortest = config.eval_clip_frames, 1
         if split == "train" and not layout.stills:
             length, shortest = config.clip_frames, config.min_clip_frames
-        found[split] = [window for video, frames in layout.videos(split, progress)
-                        for window in _named(video, cut(0, frames, length, shortest))]
+        found[split] = [
+            window
+            for video, frames in layout.videos(split, progress)
+            for window in _named(video, cut(0, frames, length, shortest))
+        ]
     return found
 
 
@@ -176,8 +192,10 @@ def _make_clip(
         truth = layout.truth(video, t)
         image, size = pictures.read_rgb(truth.image, at_least=config.image_size)
         if truth.size not in (None, size):
-            raise DatasetError(f"{truth.image} is {size[0]} x {size[1]} pixels high and wide, its "
-                               f"annotation says {truth.size[0]} x {truth.size[1]}")
+            raise DatasetError(
+                f"{truth.image} is {size[0]} x {size[1]} pixels high and wide, its "
+                f"annotation says {truth.size[0]} x {truth.size[1]}"
+            )
         if t == first:
             clip.source_height, clip.source_width = size
         kept, boxes = usable_boxes(truth, size)
@@ -218,8 +236,9 @@ def _resized(image, size):
         return image
     # The area filter needs shrinking; enlarging it would be nearest neighbour.
     shrinks = image.shape[0] >= size[0] and image.shape[1] >= size[1]
-    return cv2.resize(image, size[::-1],
-                      interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+    return cv2.resize(
+        image, size[::-1], interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
+    )
 
 
 def _mask(truth, kept, size):
@@ -228,4 +247,5 @@ def _mask(truth, kept, size):
     position = np.zeros(256, np.uint8)
     position[kept + 1] = np.arange(1, len(kept) + 1)
     return pictures.encode_png(
-        cv2.resize(position[truth.mask], size[::-1], interpolation=cv2.INTER_NEAREST))
+        cv2.resize(position[truth.mask], size[::-1], interpolation=cv2.INTER_NEAREST)
+    )

@@ -81,20 +81,29 @@ class Davis:
         tracks = np.unique(indices[indices > 0])
         rows = [(tight_box(indices == track), 1, track, LABEL) for track in tracks]
         boxes, class_ids, tracks, names = columns(rows)
-        return Truth(self.source / IMAGES / video / f"{frame:05d}.jpg", boxes, class_ids, tracks,
-                     names, indices.shape, mask_positions(indices, tracks))
+        return Truth(
+            self.source / IMAGES / video / f"{frame:05d}.jpg",
+            boxes,
+            class_ids,
+            tracks,
+            names,
+            indices.shape,
+            mask_positions(indices, tracks),
+        )
 
     def findings(self, split: str) -> Iterator[Finding]:
         """See `layouts.Layout`."""
         for name, count in self.videos(split):
             images, masks = (self.source / part / name for part in (IMAGES, MASKS))
             yield from missing_partners(
-                images, masks, (".jpg", ".png"),
-                ("frame without a mask", "mask without its frame"))
+                images, masks, (".jpg", ".png"), ("frame without a mask", "mask without its frame")
+            )
             gaps = [t for t in range(count) if not (images / f"{t:05d}.jpg").is_file()]
             if gaps:
-                yield Finding("video whose frames are not numbered 00000, 00001, ...",
-                              f"{images}: {count} frames, {gaps[0]:05d}.jpg is not there")
+                yield Finding(
+                    "video whose frames are not numbered 00000, 00001, ...",
+                    f"{images}: {count} frames, {gaps[0]:05d}.jpg is not there",
+                )
 
     def _listed(self, split):
         """Sequences of a split's list."""
@@ -103,7 +112,8 @@ class Davis:
         if not path.is_file():
             raise DatasetError(
                 f"{path} is missing, so the splits of DAVIS {self.year} are unknown; "
-                "--train_part=0.7 splits every sequence in time instead")
+                "--train_part=0.7 splits every sequence in time instead"
+            )
         for line in read_list(path):
             name = inside(line.split()[0].lstrip("/"), path)
             # 2016 lists frames: /JPEGImages/480p/bear/00000.jpg /Annotations/480p/bear/00000.png
@@ -120,7 +130,8 @@ def read_mask(path: pathlib.Path, year: int) -> np.ndarray:
     if year == 2016:
         strange = sorted(set(np.unique(indices).tolist()) - {0, 255})
         if strange:
-            raise DatasetError(f"{path} is no DAVIS 2016 mask: it holds {strange[:5]}, allowed "
-                               "are 0 and 255")
+            raise DatasetError(
+                f"{path} is no DAVIS 2016 mask: it holds {strange[:5]}, allowed are 0 and 255"
+            )
         return (indices > 0).astype(np.uint8)
     return np.where(indices == VOID, 0, indices).astype(np.uint8)

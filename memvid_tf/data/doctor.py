@@ -17,10 +17,10 @@ ADVICE = {
     "picture that cannot be read": "fetch it again; convert stops there",
     "annotation that cannot be read": "fetch it again; convert stops there",
     "picture of another size than annotated": "the boxes may be of another picture; convert stops "
-                                              "there",
+    "there",
     "box that is inverted": "its maximum is not above its minimum; ImageNet orders corners as "
-                            "xmax, xmin, ymax, ymin, and a tool that reads by position mixes them "
-                            "up; convert leaves it out",
+    "xmax, xmin, ymax, ymin, and a tool that reads by position mixes them "
+    "up; convert leaves it out",
     "box outside the frame": "convert leaves it out",
     "box partly outside the frame": "convert cuts it at the border",
     "class that is unknown": "convert leaves it out",
@@ -30,7 +30,7 @@ ADVICE = {
     "clip that cannot be read": "make the data set again",
 }
 # A box may end this far beyond the last pixel by rounding, pixels.
-SLACK_PX = 1.
+SLACK_PX = 1.0
 
 
 def examine(
@@ -96,9 +96,10 @@ def frame_findings(
       where: name of the frame.
     """
     if truth.size not in (None, size):
-        yield Finding("picture of another size than annotated",
-                      f"{where}: {size[1]} x {size[0]}, annotated as "
-                      f"{truth.size[1]} x {truth.size[0]}")
+        yield Finding(
+            "picture of another size than annotated",
+            f"{where}: {size[1]} x {size[0]}, annotated as {truth.size[1]} x {truth.size[0]}",
+        )
     limit = np.array([*size, *size])
     for box, class_id, track, name in zip(truth.boxes, truth.classes, truth.tracks, truth.names):
         shown = f"{where}: {name} at [ymin, xmin, ymax, xmax] {box.tolist()}"
@@ -141,9 +142,11 @@ def examine_records(info: records.DatasetInfo, progress: Progress = iter) -> Ite
                 for t, image in enumerate(clip.images):
                     found = cv2.imdecode(np.frombuffer(image, np.uint8), cv2.IMREAD_COLOR)
                     if found is None or found.shape[:2] != (clip.height, clip.width):
-                        yield Finding("clip that cannot be read",
-                                      f"{split}: {clip.clip_id} frame {t} is no picture of "
-                                      f"{clip.width} x {clip.height}")
+                        yield Finding(
+                            "clip that cannot be read",
+                            f"{split}: {clip.clip_id} frame {t} is no picture of "
+                            f"{clip.width} x {clip.height}",
+                        )
         except (records.DatasetError, ValueError) as error:
             yield Finding("clip that cannot be read", f"{split}: {error}")
 

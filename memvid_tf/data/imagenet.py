@@ -75,12 +75,15 @@ class ImageNetVid:
             yield from missing_partners(*folders, (".JPEG", ".xml"), kinds)
             gaps = [t for t in range(count) if not (folders[0] / f"{t:06d}.JPEG").is_file()]
             if gaps:
-                yield Finding("video whose frames are not numbered 000000, 000001, ...",
-                              f"{folders[0]}: {count} frames, {gaps[0]:06d}.JPEG is not there")
+                yield Finding(
+                    "video whose frames are not numbered 000000, 000001, ...",
+                    f"{folders[0]}: {count} frames, {gaps[0]:06d}.JPEG is not there",
+                )
         lists = sorted((self.source / "ImageSets" / "VID").glob(f"{split}*.txt"))
         if not lists:
-            yield Finding("image set that is missing",
-                          str(self.source / "ImageSets" / "VID" / f"{split}.txt"))
+            yield Finding(
+                "image set that is missing", str(self.source / "ImageSets" / "VID" / f"{split}.txt")
+            )
         listed = set()
         for path in lists:
             for line in read_list(path):
@@ -136,8 +139,11 @@ class ImageNetDet:
 def _truth(source, part, name):
     annotation = annotation_xml.read(source / "Annotations" / part / f"{name}.xml")
     # DET knows no tracks: every object is its own.
-    rows = [(o.box, _CLASS_IDS.get(o.name, 0), number if o.track is None else o.track, o.name)
-            for number, o in enumerate(annotation.objects)]
+    rows = [
+        (o.box, _CLASS_IDS.get(o.name, 0), number if o.track is None else o.track, o.name)
+        for number, o in enumerate(annotation.objects)
+    ]
     boxes, class_ids, tracks, names = columns(rows)
-    return Truth(source / "Data" / part / f"{name}.JPEG", boxes, class_ids, tracks, names,
-                 annotation.size)
+    return Truth(
+        source / "Data" / part / f"{name}.JPEG", boxes, class_ids, tracks, names, annotation.size
+    )

@@ -102,7 +102,8 @@ def needed_folder(source: pathlib.Path, name: str, layout: str, hint: str) -> pa
     folder = source / name
     if not folder.is_dir():
         raise DatasetError(
-            f"{source} is not laid out like {layout}: {folder} is missing; --source is {hint}")
+            f"{source} is not laid out like {layout}: {folder} is missing; --source is {hint}"
+        )
     return folder
 
 
@@ -134,8 +135,12 @@ def inside(name: str, where: pathlib.Path) -> str:
 def columns(rows: list[tuple]) -> tuple[np.ndarray, np.ndarray, np.ndarray, tuple[str, ...]]:
     """Boxes, classes, tracks and names of `Truth` from (box, class, track, name) rows."""
     boxes, classes, tracks, names = zip(*rows) if rows else ((), (), (), ())
-    return (np.array(boxes, np.float64).reshape(-1, 4), np.array(classes, np.int64),
-            np.array(tracks, np.int64), tuple(names))
+    return (
+        np.array(boxes, np.float64).reshape(-1, 4),
+        np.array(classes, np.int64),
+        np.array(tracks, np.int64),
+        tuple(names),
+    )
 
 
 def mask_positions(indices: np.ndarray, tracks: np.ndarray) -> np.ndarray:

@@ -51,8 +51,10 @@ def read_indices(path: str | pathlib.Path) -> np.ndarray:
     """
     with _opened(path) as image:
         if image.mode not in ("P", "L"):
-            raise DatasetError(f"{path} is no mask: its pixels are {image.mode}, wanted are "
-                               "palette indices or 8-bit grey")
+            raise DatasetError(
+                f"{path} is no mask: its pixels are {image.mode}, wanted are "
+                "palette indices or 8-bit grey"
+            )
         return np.asarray(_loaded(image, path)).copy()
 
 
@@ -71,8 +73,12 @@ def check(path: str | pathlib.Path, decode: bool) -> tuple[int, int]:
 
 def encode_jpeg(rgb: np.ndarray, quality: int) -> bytes:
     """[H, W, 3] uint8 RGB as a JPEG with full colour resolution."""
-    options = [cv2.IMWRITE_JPEG_QUALITY, quality,
-               cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444]
+    options = [
+        cv2.IMWRITE_JPEG_QUALITY,
+        quality,
+        cv2.IMWRITE_JPEG_SAMPLING_FACTOR,
+        cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444,
+    ]
     return cv2.imencode(".jpg", np.ascontiguousarray(rgb[..., ::-1]), options)[1].tobytes()
 
 

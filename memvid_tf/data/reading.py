@@ -64,19 +64,23 @@ def record_table(sources: Sequence[tuple[records.DatasetInfo, str]]) -> RecordTa
                     position = start + size + _FOOTER_BYTES
                     if size == 0 or position > expected.bytes:
                         raise records.DatasetError(
-                            f"{path} is damaged at record {found}; make the data set again")
+                            f"{path} is damaged at record {found}; make the data set again"
+                        )
                     shard.append(len(paths))
                     offset.append(start)
                     length.append(size)
                     found += 1
                     file.seek(position, os.SEEK_SET)
             if found != expected.clips:
-                raise records.DatasetError(f"{path} holds {found} clips, {records.INFO_FILE} says "
-                                           f"{expected.clips}; make the data set again")
+                raise records.DatasetError(
+                    f"{path} holds {found} clips, {records.INFO_FILE} says "
+                    f"{expected.clips}; make the data set again"
+                )
             paths.append(str(path))
             sizes.append(expected.bytes)
-    return RecordTable(paths, *(np.array(column, np.int64)
-                                for column in (sizes, shard, offset, length)))
+    return RecordTable(
+        paths, *(np.array(column, np.int64) for column in (sizes, shard, offset, length))
+    )
 
 
 def read_record(table: RecordTable, clip: tf.Tensor) -> tf.data.Dataset:
@@ -86,8 +90,11 @@ def read_record(table: RecordTable, clip: tf.Tensor) -> tf.data.Dataset:
     start, count = tf.gather(offset, clip), tf.gather(length, clip)
     # A "file of fixed-length records" that is one record long, between header and footer.
     return tf.data.FixedLengthRecordDataset(
-        tf.gather(paths, of), record_bytes=count, header_bytes=start,
-        footer_bytes=tf.gather(sizes, of) - start - count)
+        tf.gather(paths, of),
+        record_bytes=count,
+        header_bytes=start,
+        footer_bytes=tf.gather(sizes, of) - start - count,
+    )
 
 
 @contextlib.contextmanager
@@ -129,10 +136,13 @@ class Skipped:
             raise records.DatasetError(
                 f"{count} clips cannot be decoded, allowed are {self._allowed}: "
                 f"{'; '.join(self._clips.values())}. Look with python -m memvid_tf.data check "
-                "--input=..., and make the data set again or raise max_unreadable")
+                "--input=..., and make the data set again or raise max_unreadable"
+            )
         if not known:
-            self._warn(f"{self._clips[clip]} cannot be decoded and is skipped: {count} of at most "
-                       f"{self._allowed}")
+            self._warn(
+                f"{self._clips[clip]} cannot be decoded and is skipped: {count} of at most "
+                f"{self._allowed}"
+            )
         return np.False_
 
 
@@ -158,10 +168,14 @@ def decode_if_possible(
 def keep_readable(dataset: tf.data.Dataset, skipped: Skipped) -> tf.data.Dataset:
     """Of (readable [] bool, example) the examples that are; `skipped` is told of the others'
     clip_index."""
+
     def keep(readable, example):
         return tf.cond(
-            readable, lambda: True,
+            readable,
+            lambda: True,
             lambda: tf.ensure_shape(
-                tf.numpy_function(skipped.note, [example["clip_index"]], tf.bool), []))
+                tf.numpy_function(skipped.note, [example["clip_index"]], tf.bool), []
+            ),
+        )
 
     return dataset.filter(keep).map(lambda readable, example: example)

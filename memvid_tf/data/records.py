@@ -84,12 +84,15 @@ class ClipRecord:
         boxes = np.asarray(boxes, np.float32).reshape(-1, 4)
         where = f"clip {self.clip_id} frame {len(self.images)}"
         if not len(boxes) == len(classes) == len(tracks):
-            raise ValueError(f"{where}: {len(boxes)} boxes, {len(classes)} classes and "
-                             f"{len(tracks)} tracks")
+            raise ValueError(
+                f"{where}: {len(boxes)} boxes, {len(classes)} classes and {len(tracks)} tracks"
+            )
         inside = (boxes >= 0).all() and (boxes <= 1).all()
         if not (inside and (boxes[:, 2:] > boxes[:, :2]).all()):
-            raise ValueError(f"{where}: boxes must be [ymin, xmin, ymax, xmax] in [0, 1] with "
-                             f"positive extents, got {boxes.tolist()}")
+            raise ValueError(
+                f"{where}: boxes must be [ymin, xmin, ymax, xmax] in [0, 1] with "
+                f"positive extents, got {boxes.tolist()}"
+            )
         if len(classes) and min(classes) < 1:
             raise ValueError(f"{where}: classes count from 1, got {list(classes)}")
         self.images.append(image)
@@ -131,8 +134,10 @@ def serialize(clip: ClipRecord) -> bytes:
     example = tf.train.SequenceExample(
         context=tf.train.Features(feature=context),
         feature_lists=tf.train.FeatureLists(
-            feature_list={name: tf.train.FeatureList(feature=features)
-                          for name, features in lists.items()}),
+            feature_list={
+                name: tf.train.FeatureList(feature=features) for name, features in lists.items()
+            }
+        ),
     )
     # Map fields have no order of their own; the same clip must give the same bytes.
     return example.SerializeToString(deterministic=True)
@@ -160,12 +165,15 @@ def deserialize(serialized: bytes) -> ClipRecord:
         raise DatasetError(f"a record is no clip: it lacks {', '.join(missing)}")
     clip = ClipRecord(
         clip_id=context["clip/id"].bytes_list.value[0].decode(),
-        **{size: context[f"clip/{size}"].int64_list.value[0]
-           for size in ("height", "width", "source_height", "source_width")
-           if f"clip/{size}" in context},
+        **{
+            size: context[f"clip/{size}"].int64_list.value[0]
+            for size in ("height", "width", "source_height", "source_width")
+            if f"clip/{size}" in context
+        },
     )
     for image, boxes, classes, tracks, mask in zip(
-            *(lists[name].feature for name in wanted), strict=True):
+        *(lists[name].feature for name in wanted), strict=True
+    ):
         clip.add_frame(
             image=image.bytes_list.value[0],
             boxes=np.array(boxes.float_list.value, np.float32),
@@ -202,7 +210,8 @@ def pick_clips(info: "DatasetInfo", split: str, clips: Sequence[int]) -> list[Cl
     beyond = [clip for clip in clips if not 0 <= clip < count]
     if beyond or not clips:
         raise DatasetError(
-            f"clips {beyond or list(clips)} are not in {split}, which has clips 0..{count - 1}")
+            f"clips {beyond or list(clips)} are not in {split}, which has clips 0..{count - 1}"
+        )
     found = {}
     for number, clip in enumerate(itertools.islice(read_clips(info, split), max(clips) + 1)):
         if number in clips:
@@ -221,14 +230,16 @@ def count_clip(clip: ClipRecord, num_classes: int) -> dict:
         "left_out": clip.left_out,
         "max_objects": max(per_frame),
         "frames_with_objects": np.bincount(per_frame).tolist(),
-        "class_objects": np.bincount(
-            np.concatenate(clip.classes), minlength=num_classes + 1)[1:].tolist(),
+        "class_objects": np.bincount(np.concatenate(clip.classes), minlength=num_classes + 1)[
+            1:
+        ].tolist(),
         "speed_objects": [int((speeds == s).sum()) for s in range(len(vid_map.SPEEDS))],
     }
 
 
 def merge_counts(counts: list[dict]) -> dict:
     """Adds up the counts of clips or shards; at least one."""
+
     def total(name):
         longest = max(len(c[name]) for c in counts)
         rows = [np.pad(c[name], (0, longest - len(c[name]))) for c in counts]
@@ -262,8 +273,10 @@ def statistics(counts: dict, labels: list[str]) -> dict:
         "tracks": counts["tracks"],
         "left_out": counts["left_out"],
         "objects_by_class": dict(zip(labels, counts["class_objects"])),
-        "motion_split": {speed: round(number / known, 4) for speed, number
-                         in zip(vid_map.SPEEDS, counts["speed_objects"])},
+        "motion_split": {
+            speed: round(number / known, 4)
+            for speed, number in zip(vid_map.SPEEDS, counts["speed_objects"])
+        },
     }
 
 
@@ -303,8 +316,10 @@ class DatasetInfo:
     def split(self, name: str) -> SplitInfo:
         """Raises DatasetError, naming the splits there are, when there is no such split."""
         if name not in self.splits:
-            raise DatasetError(f"{self.folder} has no split {name!r}; it has "
-                               f"{', '.join(sorted(self.splits)) or 'none'}")
+            raise DatasetError(
+                f"{self.folder} has no split {name!r}; it has "
+                f"{', '.join(sorted(self.splits)) or 'none'}"
+            )
         return self.splits[name]
 
     def check_labels(self, labels: Sequence[str]) -> None:
@@ -313,7 +328,8 @@ class DatasetInfo:
         if self.labels != tuple(labels[: len(self.labels)]):
             raise DatasetError(
                 f"{self.folder} has the classes {', '.join(self.labels)}, but the network was "
-                f"trained on {', '.join(labels)}")
+                f"trained on {', '.join(labels)}"
+            )
 
     def shard_paths(self, split: str) -> list[pathlib.Path]:
         """Paths of a split's shards, whose sizes are checked.
@@ -328,8 +344,10 @@ class DatasetInfo:
                 raise DatasetError(f"{path} is missing; make the data set again, see {INFO_FILE}")
             size = path.stat().st_size
             if size != shard.bytes:
-                raise DatasetError(f"{path} has {size} bytes, {INFO_FILE} says {shard.bytes}: it "
-                                   "was truncated or replaced; make the data set again")
+                raise DatasetError(
+                    f"{path} has {size} bytes, {INFO_FILE} says {shard.bytes}: it "
+                    "was truncated or replaced; make the data set again"
+                )
             paths.append(path)
         return paths
 
@@ -356,8 +374,9 @@ def read_info(folder: str | pathlib.Path) -> DatasetInfo:
         raise DatasetError(f"{path} is not JSON: {error}; {hint}") from error
     version = data.get("schema_version") if isinstance(data, dict) else None
     if version != SCHEMA_VERSION:
-        raise DatasetError(f"{path} has schema version {version}, this code reads "
-                           f"{SCHEMA_VERSION}; {hint}")
+        raise DatasetError(
+            f"{path} has schema version {version}, this code reads {SCHEMA_VERSION}; {hint}"
+        )
     try:
         info = _typed(folder, data)
     except (KeyError, TypeError, AttributeError) as error:
@@ -367,8 +386,9 @@ def read_info(folder: str | pathlib.Path) -> DatasetInfo:
             if pathlib.PurePath(shard.file).name != shard.file or shard.file in ("", ".", ".."):
                 raise DatasetError(f"{path}: shard {shard.file!r} is not a plain file name")
         if sum(shard.clips for shard in split_info.shards) != split_info.clips:
-            raise DatasetError(f"{path}: the shards of {split} do not add up to "
-                               f"{split_info.clips} clips")
+            raise DatasetError(
+                f"{path}: the shards of {split} do not add up to {split_info.clips} clips"
+            )
     return info
 
 

@@ -130,7 +130,8 @@ def _existing(folder, plan):
     """The data set in `folder`, when it is the planned one."""
     if not folder.is_dir() or not (folder / records.INFO_FILE).is_file():
         raise records.DatasetError(
-            f"{folder} exists and is no data set; choose another --output or remove it")
+            f"{folder} exists and is no data set; choose another --output or remove it"
+        )
     info = records.read_info(folder)
     written = {
         "schema_version": records.SCHEMA_VERSION,
@@ -139,8 +140,10 @@ def _existing(folder, plan):
         "image_size": list(info.image_size),
         "config": info.config,
         "seed": info.seed,
-        "splits": {name: {"clips": split.clips, "clip_frames": split.clip_frames}
-                   for name, split in info.splits.items()},
+        "splits": {
+            name: {"clips": split.clips, "clip_frames": split.clip_frames}
+            for name, split in info.splits.items()
+        },
     }
     _compare(folder, "holds another data set", written, plan)
     for split in plan.splits:
@@ -153,7 +156,8 @@ def _compare(folder, what, written, plan):
     changes = [f"{name} is {a!r}, asked for {b!r}" for name, a, b in _differences(written, wanted)]
     if changes:
         raise records.DatasetError(
-            f"{folder} {what}: {'; '.join(changes[:4])}; choose another --output or remove it")
+            f"{folder} {what}: {'; '.join(changes[:4])}; choose another --output or remove it"
+        )
 
 
 def _differences(a, b, name=""):
@@ -190,7 +194,8 @@ def _claim(partial, plan):
     strange = sorted(p.name for p in partial.iterdir() if p.name != _LOCK_FILE)
     if strange:
         raise records.DatasetError(
-            f"{partial} holds {', '.join(strange[:5])} but no {_PLAN_FILE}; remove it")
+            f"{partial} holds {', '.join(strange[:5])} but no {_PLAN_FILE}; remove it"
+        )
     files.write_json(path, plan.description())
 
 
@@ -202,10 +207,12 @@ def _maker(make_clip, workers):
         return
     # Spawned, not forked: the parent may hold TensorFlow's threads.
     context = multiprocessing.get_context("spawn")
-    with futures.ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker,
-                                     initargs=(make_clip,)) as pool:
+    with futures.ProcessPoolExecutor(
+        workers, mp_context=context, initializer=_start_worker, initargs=(make_clip,)
+    ) as pool:
         yield lambda split, indices: pool.map(
-            _make_in_worker, [split] * len(indices), indices, chunksize=CHUNK_CLIPS)
+            _make_in_worker, [split] * len(indices), indices, chunksize=CHUNK_CLIPS
+        )
 
 
 def _start_worker(make_clip):
@@ -239,20 +246,37 @@ def _write_split(partial, plan, split, split_plan, make_clips, advance):
             clips = make_clips(split, range(first, last))
             shard_counts = _write_shard(path, clips, len(plan.labels), advance)
             # The note says that the shard is whole, so it comes last.
-            files.write_json(note, {"clips": last - first, "bytes": path.stat().st_size,
-                               "sha256": _sha256(path), "counts": shard_counts})
+            files.write_json(
+                note,
+                {
+                    "clips": last - first,
+                    "bytes": path.stat().st_size,
+                    "sha256": _sha256(path),
+                    "counts": shard_counts,
+                },
+            )
         else:
             advance(last - first)
         written = json.loads(note.read_text(encoding="utf-8"))
         if path.stat().st_size != written["bytes"] or _sha256(path) != written["sha256"]:
             raise records.DatasetError(f"{path} is damaged; remove it and start again")
-        shards.append({"file": path.name, "clips": written["clips"], "bytes": written["bytes"],
-                       "sha256": written["sha256"]})
+        shards.append(
+            {
+                "file": path.name,
+                "clips": written["clips"],
+                "bytes": written["bytes"],
+                "sha256": written["sha256"],
+            }
+        )
         counts.append(written["counts"])
     merged = records.merge_counts(counts)
-    return {"clips": split_plan.clips, "frames": merged["frames"],
-            "clip_frames": split_plan.clip_frames, "shards": shards,
-            "statistics": records.statistics(merged, plan.labels)}
+    return {
+        "clips": split_plan.clips,
+        "frames": merged["frames"],
+        "clip_frames": split_plan.clip_frames,
+        "shards": shards,
+        "statistics": records.statistics(merged, plan.labels),
+    }
 
 
 def _write_shard(path, clips, num_classes, advance):
@@ -270,8 +294,10 @@ def _write_shard(path, clips, num_classes, advance):
 def _write_checksums(folder, splits):
     sums = {shard["file"]: shard["sha256"] for of in splits.values() for shard in of["shards"]}
     sums[records.INFO_FILE] = _sha256(folder / records.INFO_FILE)
-    files.write_text(folder / records.CHECKSUMS_FILE,
-                     "".join(f"{sha256}  {name}\n" for name, sha256 in sums.items()))
+    files.write_text(
+        folder / records.CHECKSUMS_FILE,
+        "".join(f"{sha256}  {name}\n" for name, sha256 in sums.items()),
+    )
 
 
 def _sha256(path):

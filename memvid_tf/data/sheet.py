@@ -11,7 +11,7 @@ from memvid_tf.data import records
 
 # Small frames are enlarged by whole factors, which keeps one-pixel textures what they are.
 MIN_FRAME_SIDE = 220
-TINT = .35
+TINT = 0.35
 _GAP = 4
 
 
@@ -59,7 +59,8 @@ def draw_frame(clip: records.ClipRecord, frame: int, labels: tuple[str, ...]) ->
     height, width = image.shape[:2]
     scale = np.array([height, width, height, width])
     for box, class_id, track, color in zip(
-            clip.boxes[frame], clip.classes[frame], clip.tracks[frame], colors):
+        clip.boxes[frame], clip.classes[frame], clip.tracks[frame], colors
+    ):
         top, left, bottom, right = (int(v) for v in np.rint(box * scale))
         pen = tuple(int(c) for c in color)
         cv2.rectangle(image, (left, top), (right - 1, bottom - 1), pen, 1)
@@ -69,11 +70,11 @@ def draw_frame(clip: records.ClipRecord, frame: int, labels: tuple[str, ...]) ->
 
 def _write_label(image, text, left, top, bottom, pen):
     """Text on a dark ground above the box, or inside its lower edge where there is no room."""
-    (width, height), below = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, .4, 1)
+    (width, height), below = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, 0.4, 1)
     x = max(0, min(left, image.shape[1] - width))
     y = top - below if top > height + below else bottom - below
     cv2.rectangle(image, (x, y - height), (x + width, y + below - 1), (0, 0, 0), -1)
-    cv2.putText(image, text, (x, y), cv2.FONT_HERSHEY_SIMPLEX, .4, pen, 1, cv2.LINE_AA)
+    cv2.putText(image, text, (x, y), cv2.FONT_HERSHEY_SIMPLEX, 0.4, pen, 1, cv2.LINE_AA)
 
 
 def _row(clip, labels, columns):
@@ -82,7 +83,7 @@ def _row(clip, labels, columns):
     height, width = frames[0].shape[:2]
     row = np.zeros((height + _GAP, columns * (width + _GAP), 3), np.uint8)
     for column, frame in enumerate(frames):
-        row[:height, column * (width + _GAP):][:, :width] = frame
+        row[:height, column * (width + _GAP) :][:, :width] = frame
     return row
 
 

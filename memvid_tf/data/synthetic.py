@@ -32,20 +32,20 @@ SHAPES = ("square", "disk")
 SPLITS = ("train", "test")
 # Texture is base colour +- this fraction of it; with bases of 70..160 nothing saturates, noise
 # included, so the box mean stays the base colour.
-TEXTURE_CONTRAST = .5
+TEXTURE_CONTRAST = 0.5
 BASE_COLOR = (70, 160)
 # An object that shows less than this part of its area is dropped from the ground truth.
-MIN_VISIBLE = .25
+MIN_VISIBLE = 0.25
 # Log-scale standard deviation of an object that changes size, per frame, and its bounds.
-SCALE_RATE = .003
+SCALE_RATE = 0.003
 SCALE_BOUND = math.log(1.5)
 # Standard deviation of the change of direction, radians a frame.
-TURN_RATE = .04
+TURN_RATE = 0.04
 # Log-normal spread of the camera's speed over clips: most stand nearly still, some pan briskly.
 CAMERA_SIGMA = 1.2
 # An object that enters or leaves crosses the border at this part of its side a frame or faster:
 # slower ones would not be in before the clip ends.
-MIN_CROSSING_SPEED = .05
+MIN_CROSSING_SPEED = 0.05
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,16 +79,16 @@ class SyntheticConfig:
     seed: int = 0
     min_objects: int = 1
     max_objects: int = 4
-    min_side: float = .17
-    max_side: float = .38
-    speed_median: float = .0105
+    min_side: float = 0.17
+    max_side: float = 0.38
+    speed_median: float = 0.0105
     speed_sigma: float = 1.5
-    max_speed: float = .25
-    camera_speed: float = .0006
-    crossing: float = .15
-    scaling: float = .4
-    clutter: float = 4.
-    noise: float = 3.
+    max_speed: float = 0.25
+    camera_speed: float = 0.0006
+    crossing: float = 0.15
+    scaling: float = 0.4
+    clutter: float = 4.0
+    noise: float = 3.0
     jpeg_quality: int = 95
 
     def __post_init__(self):
@@ -103,15 +103,17 @@ class SyntheticConfig:
             ("test_clip_frames", self.test_clip_frames >= 2, "at least 2"),
             ("seed", 0 <= self.seed < 2**31, "in 0..2^31-1"),
             ("min_objects", 1 <= self.min_objects, "at least 1"),
-            ("max_objects", self.min_objects <= self.max_objects <= 20,
-             f"in {self.min_objects}..20"),
+            (
+                "max_objects",
+                self.min_objects <= self.max_objects <= 20,
+                f"in {self.min_objects}..20",
+            ),
             ("min_side", side >= 8, f"at least {8 / size:.3f}: 8 px of {size}"),
-            ("max_side", self.min_side <= self.max_side <= .6, f"in {self.min_side}...6"),
+            ("max_side", self.min_side <= self.max_side <= 0.6, f"in {self.min_side}...6"),
             ("speed_median", self.speed_median > 0, "above 0"),
             ("speed_sigma", self.speed_sigma >= 0, "at least 0"),
-            ("max_speed", MIN_CROSSING_SPEED <= self.max_speed <= 1,
-             f"in {MIN_CROSSING_SPEED}..1"),
-            ("camera_speed", 0 <= self.camera_speed <= .02, "in 0...02"),
+            ("max_speed", MIN_CROSSING_SPEED <= self.max_speed <= 1, f"in {MIN_CROSSING_SPEED}..1"),
+            ("camera_speed", 0 <= self.camera_speed <= 0.02, "in 0...02"),
             ("crossing", 0 <= self.crossing <= 1, "in 0..1"),
             ("scaling", 0 <= self.scaling <= 1, "in 0..1"),
             ("clutter", 0 <= self.clutter <= 50, "in 0..50"),
@@ -126,13 +128,12 @@ class SyntheticConfig:
     def labels(self) -> list[str]:
         """Class names; class id - 1 is the index: 2 * texture + shape."""
         names = [f"{texture}_{shape}" for texture in TEXTURES for shape in SHAPES]
-        return names[:self.num_classes]
+        return names[: self.num_classes]
 
 
 PRESETS = {
     # Seconds to make: for tests and for trying the programs.
-    "tiny": SyntheticConfig(train_clips=12, test_clips=6, train_clip_frames=8,
-                            test_clip_frames=12),
+    "tiny": SyntheticConfig(train_clips=12, test_clips=6, train_clip_frames=8, test_clip_frames=12),
     # The set of the demonstration: trains in minutes on a laptop.
     "demo": SyntheticConfig(),
     # LFS's frame size.
@@ -161,16 +162,20 @@ class Track:
 
 def plan(config: SyntheticConfig) -> DatasetPlan:
     """What `sharding.write_dataset` needs to generate this set."""
-    counts = {"train": (config.train_clips, config.train_clip_frames),
-              "test": (config.test_clips, config.test_clip_frames)}
+    counts = {
+        "train": (config.train_clips, config.train_clip_frames),
+        "test": (config.test_clips, config.test_clip_frames),
+    }
     return DatasetPlan(
         name="synthetic",
         labels=config.labels,
         image_size=(config.image_size, config.image_size),
         config=dataclasses.asdict(config),
         seed=config.seed,
-        splits={split: SplitPlan(clips=clips, clip_frames=frames)
-                for split, (clips, frames) in counts.items()},
+        splits={
+            split: SplitPlan(clips=clips, clip_frames=frames)
+            for split, (clips, frames) in counts.items()
+        },
         make_clip=functools.partial(make_clip, config),
     )
 
@@ -186,8 +191,12 @@ def make_clip(config: SyntheticConfig, split: str, index: int) -> ClipRecord:
     frames, owners, tracks = render_clip(config, split, index)
     height, width = frames.shape[1:3]
     clip = ClipRecord(clip_id=f"synthetic-{split}-{index:05d}", height=height, width=width)
-    jpeg = [cv2.IMWRITE_JPEG_QUALITY, config.jpeg_quality,
-            cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444]
+    jpeg = [
+        cv2.IMWRITE_JPEG_QUALITY,
+        config.jpeg_quality,
+        cv2.IMWRITE_JPEG_SAMPLING_FACTOR,
+        cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444,
+    ]
     for t, (frame, owner) in enumerate(zip(frames, owners)):
         boxes, ids, mask = frame_truth(owner, tracks, t)
         clip.add_frame(
@@ -227,7 +236,7 @@ def render_clip(
     frames = np.empty((count, size, size, 3), np.uint8)
     owners = np.zeros((count, size, size), np.uint8)
     for t, (top, left) in enumerate(offset):
-        scene = canvas[top:top + size, left:left + size]
+        scene = canvas[top : top + size, left : left + size]
         image = _draw(scene, tracks, t, owners[t])
         image += rng.standard_normal(image.shape, np.float32) * np.float32(config.noise)
         frames[t] = np.clip(np.rint(image), 0, 255)
@@ -258,8 +267,14 @@ def frame_truth(
             continue
         rows = np.flatnonzero(visible.any(axis=1))
         columns = np.flatnonzero(visible.any(axis=0))
-        boxes.append([rows[0] / height, columns[0] / width,
-                      (rows[-1] + 1) / height, (columns[-1] + 1) / width])
+        boxes.append(
+            [
+                rows[0] / height,
+                columns[0] / width,
+                (rows[-1] + 1) / height,
+                (columns[-1] + 1) / width,
+            ]
+        )
         ids.append(i)
         number[i + 1] = len(ids)
     return (np.array(boxes, np.float32).reshape(-1, 4), np.array(ids, np.int64), number[owner])
@@ -275,7 +290,7 @@ def _encode(extension, image, options):
 def _camera_path(config, count, rng):
     """[T, 2] position of the view in the scene, pixels: a pan that bends slowly."""
     speed = config.camera_speed * config.image_size * math.exp(rng.normal(0, CAMERA_SIGMA))
-    angle = rng.uniform(0, 2 * math.pi) + np.cumsum(rng.normal(0, .1, count))
+    angle = rng.uniform(0, 2 * math.pi) + np.cumsum(rng.normal(0, 0.1, count))
     step = speed * np.stack([np.sin(angle), np.cos(angle)], axis=1)
     return np.cumsum(step, axis=0)
 
@@ -283,16 +298,17 @@ def _camera_path(config, count, rng):
 def _track(config, camera, others, rng):
     size, count = config.image_size, len(camera)
     side0 = size * rng.uniform(config.min_side, config.max_side)
-    drift = SCALE_RATE * rng.normal() if rng.random() < config.scaling else 0.
+    drift = SCALE_RATE * rng.normal() if rng.random() < config.scaling else 0.0
     scale = np.clip(drift * (np.arange(count) - count / 2), -SCALE_BOUND, SCALE_BOUND)
     side = np.maximum(np.rint(side0 * np.exp(scale)), 6).astype(int)
-    relative = min(config.max_speed,
-                   config.speed_median * math.exp(rng.normal(0, config.speed_sigma)))
+    relative = min(
+        config.max_speed, config.speed_median * math.exp(rng.normal(0, config.speed_sigma))
+    )
     turns = np.cumsum(rng.normal(0, TURN_RATE, count))
     pan = np.diff(camera, axis=0, prepend=camera[:1])
     if rng.random() < config.crossing:
         speed = max(relative, MIN_CROSSING_SPEED) * side0
-        if rng.random() < .5:
+        if rng.random() < 0.5:
             centre = _enter(size, side0, speed, turns, pan, rng)
         else:
             # Leaving is entering with time reversed.
@@ -317,7 +333,7 @@ def _wander(size, side, start, speed, angle, pan, confined=(True, True)):
 
     An axis along which it is not yet `confined` becomes so once the object is inside.
     """
-    low, high = .45 * side, size - .45 * side
+    low, high = 0.45 * side, size - 0.45 * side
     position = np.array(start, float)
     confined = np.array(confined)
     sign = np.ones(2)
@@ -342,8 +358,8 @@ def _enter(size, side, speed, turns, pan, rng):
     count = len(turns)
     border = rng.integers(4)  # 0 top, 1 left, 2 bottom, 3 right
     axis = border % 2
-    inward = 1. if border < 2 else -1.
-    lean = rng.uniform(-.6, .6)
+    inward = 1.0 if border < 2 else -1.0
+    lean = rng.uniform(-0.6, 0.6)
     heading = np.zeros(2)
     heading[axis] = inward * math.cos(lean)
     heading[1 - axis] = math.sin(lean)
@@ -351,7 +367,7 @@ def _enter(size, side, speed, turns, pan, rng):
     touch = np.empty(2)
     touch[axis] = -side / 2 if inward > 0 else size + side / 2
     touch[1 - axis] = rng.uniform(side / 2, size - side / 2)
-    when = rng.uniform(.1, .7) * count
+    when = rng.uniform(0.1, 0.7) * count
     start = touch - when * speed * heading
     angle = math.atan2(heading[0], heading[1]) + turns
     return _wander(size, side, start, speed, angle, pan, confined=(False, False))
@@ -362,8 +378,8 @@ def _shape(class_id, side):
     """[side, side] bool, the object's pixels."""
     if SHAPES[(class_id - 1) % 2] == "square":
         return np.ones((side, side), bool)
-    distance = np.arange(side) + .5 - side / 2
-    return distance[:, None]**2 + distance**2 < (side / 2)**2
+    distance = np.arange(side) + 0.5 - side / 2
+    return distance[:, None] ** 2 + distance**2 < (side / 2) ** 2
 
 
 def _texture(name, y, x):
@@ -393,8 +409,9 @@ def _draw(scene, tracks, t, owner):
         window = tuple(slice(a, b) for a, b in zip(low, high))
         shape = _shape(track.class_id, side)[inside]
         y, x = np.ogrid[inside]
-        pattern = _texture(TEXTURES[(track.class_id - 1) // 2],
-                           y + track.phase[0], x + track.phase[1])
+        pattern = _texture(
+            TEXTURES[(track.class_id - 1) // 2], y + track.phase[0], x + track.phase[1]
+        )
         owner[window][shape] = i + 1
         sign[window] = np.where(shape, pattern, sign[window])
     # Texture only where a whole aligned 2x2 block shows one object: no border leaks it.
@@ -411,7 +428,7 @@ def _canvas(config, height, width, rng):
     """[height, width, 3] float32: the scene the camera pans over."""
     size = config.image_size
     image = np.full((height, width, 3), rng.uniform(60, 120, 3), np.float32)
-    for cell, strength in ((size / 3, 28.), (size / 8, 16.), (size / 24, 8.)):
+    for cell, strength in ((size / 3, 28.0), (size / 8, 16.0), (size / 24, 8.0)):
         shape = (math.ceil(height / cell) + 1, math.ceil(width / cell) + 1, 3)
         coarse = rng.normal(0, strength, shape).astype(np.float32)
         image += cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC)
@@ -428,21 +445,25 @@ def _distractor(config, image, rng):
     side = size * rng.uniform(config.min_side, config.max_side)
     centre = rng.uniform((0, 0), (width, height))
     turn = rng.uniform(0, 2 * math.pi)
-    if rng.random() < .5:
+    if rng.random() < 0.5:
         corners = turn + np.array([0, 2.1, 4.2])
     else:
-        corners = turn + np.array([-.3, .3, math.pi - .3, math.pi + .3])
+        corners = turn + np.array([-0.3, 0.3, math.pi - 0.3, math.pi + 0.3])
     points = centre + side / 2 * np.stack([np.cos(corners), np.sin(corners)], axis=1)
     mask = np.zeros((height, width), np.uint8)
-    if rng.random() < .3:
+    if rng.random() < 0.3:
         axes = (int(side / 2), int(side / 6))
         cv2.ellipse(mask, tuple(int(c) for c in centre), axes, math.degrees(turn), 0, 360, 1, -1)
     else:
         cv2.fillPoly(mask, [np.rint(points).astype(np.int32)], 1)
     y, x = np.ogrid[:height, :width]
     period = int(rng.integers(4, 9))
-    pattern = (0 * (y + x), y // (period // 2) + 0 * x, x // (period // 2) + 0 * y,
-               (y + x) // (period // 2))[rng.integers(4)]
+    pattern = (
+        0 * (y + x),
+        y // (period // 2) + 0 * x,
+        x // (period // 2) + 0 * y,
+        (y + x) // (period // 2),
+    )[rng.integers(4)]
     color = rng.integers(*BASE_COLOR, size=3, endpoint=True)
-    contrast = TEXTURE_CONTRAST if pattern.any() else 0.
+    contrast = TEXTURE_CONTRAST if pattern.any() else 0.0
     image[mask > 0] = (color * (1 + contrast * (1 - 2 * (pattern % 2)))[..., None])[mask > 0]

@@ -58,16 +58,28 @@ class Voc2012:
     def truth(self, video: str, frame: int) -> Truth:
         """See `layouts.Layout`. A track is the position in the XML, from 1."""
         annotation = annotation_xml.read(self.source / "Annotations" / f"{video}.xml")
-        boxes, class_ids, tracks, names = columns([
-            (np.array(o.box) - _FIRST_PIXEL, _CLASS_IDS.get(o.name, 0), number, o.name)
-            for number, o in enumerate(annotation.objects, start=1) if not o.difficult])
+        boxes, class_ids, tracks, names = columns(
+            [
+                (np.array(o.box) - _FIRST_PIXEL, _CLASS_IDS.get(o.name, 0), number, o.name)
+                for number, o in enumerate(annotation.objects, start=1)
+                if not o.difficult
+            ]
+        )
         path = self.source / "SegmentationObject" / f"{video}.png"
         mask = mask_positions(pictures.read_indices(path), tracks) if path.is_file() else None
         if mask is not None and annotation.size not in (None, mask.shape):
-            raise DatasetError(f"mask {path} is {mask.shape}, its annotation says "
-                               f"{annotation.size}")
-        return Truth(self.source / "JPEGImages" / f"{video}.jpg", boxes, class_ids, tracks, names,
-                     annotation.size, mask)
+            raise DatasetError(
+                f"mask {path} is {mask.shape}, its annotation says {annotation.size}"
+            )
+        return Truth(
+            self.source / "JPEGImages" / f"{video}.jpg",
+            boxes,
+            class_ids,
+            tracks,
+            names,
+            annotation.size,
+            mask,
+        )
 
     def findings(self, split: str) -> Iterator[Finding]:
         """See `layouts.Layout`."""

@@ -50,9 +50,7 @@ def match(anchors, boxes, classes, threshold: float) -> Targets:
     best_anchor = tf.argmax(similarity, 2, output_type=tf.int32)  # [B, N]
     forced = tf.one_hot(best_anchor, corners.shape[0]) * tf.cast(present, tf.float32)[..., None]
     is_forced = tf.reduce_max(forced, 1) > 0
-    best_object = tf.where(
-        is_forced, tf.argmax(forced, 1, output_type=tf.int32), best_object
-    )
+    best_object = tf.where(is_forced, tf.argmax(forced, 1, output_type=tf.int32), best_object)
 
     responsible = matched | is_forced
     target_classes = tf.where(responsible, tf.gather(classes, best_object, batch_dims=1), 0)

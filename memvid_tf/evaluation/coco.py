@@ -34,8 +34,10 @@ class CocoResult:
 
     def to_json(self) -> dict:
         """Returns plain values for `json.dump`; nan becomes None."""
-        return {name: {key: None if math.isnan(value) else value for key, value in values.items()}
-                for name, values in dataclasses.asdict(self).items()}
+        return {
+            name: {key: None if math.isnan(value) else value for key, value in values.items()}
+            for name, values in dataclasses.asdict(self).items()
+        }
 
 
 def evaluate(truth: dict, detections: Sequence[dict]) -> CocoResult:
@@ -55,17 +57,29 @@ def evaluate(truth: dict, detections: Sequence[dict]) -> CocoResult:
 
     known = {name: {entry["id"] for entry in truth[name]} for name in ("images", "categories")}
     for detection in detections:
-        if (detection["image_id"] not in known["images"]
-                or detection["category_id"] not in known["categories"]
-                or not np.isfinite([*detection["bbox"], detection["score"]]).all()):
-            raise ValueError(f"detection {detection} is not of an image and a category of the "
-                             "truth, or not finite")
+        if (
+            detection["image_id"] not in known["images"]
+            or detection["category_id"] not in known["categories"]
+            or not np.isfinite([*detection["bbox"], detection["score"]]).all()
+        ):
+            raise ValueError(
+                f"detection {detection} is not of an image and a category of the "
+                "truth, or not finite"
+            )
     reference, found = COCO(), COCO()
     reference.dataset = truth
-    found.dataset = {**truth, "annotations": [
-        {**detection, "id": number, "iscrowd": 0,
-         "area": detection["bbox"][2] * detection["bbox"][3]}
-        for number, detection in enumerate(detections, start=1)]}
+    found.dataset = {
+        **truth,
+        "annotations": [
+            {
+                **detection,
+                "id": number,
+                "iscrowd": 0,
+                "area": detection["bbox"][2] * detection["bbox"][3],
+            }
+            for number, detection in enumerate(detections, start=1)
+        ],
+    }
     # pycocotools reports on standard output.
     with contextlib.redirect_stdout(io.StringIO()):
         reference.createIndex()
@@ -82,8 +96,12 @@ def evaluate(truth: dict, detections: Sequence[dict]) -> CocoResult:
         values = precision[:, :, position]
         per_class[names[category]] = float(values.mean()) if (values > -1).all() else math.nan
     return CocoResult(
-        {name: float(value) if value > -1 else math.nan
-         for name, value in zip(NUMBERS, scores.stats)}, per_class)
+        {
+            name: float(value) if value > -1 else math.nan
+            for name, value in zip(NUMBERS, scores.stats)
+        },
+        per_class,
+    )
 
 
 class CocoAp:
@@ -94,8 +112,11 @@ class CocoAp:
     """
 
     def __init__(self, labels: Sequence[str]):
-        self._truth = {"images": [], "annotations": [], "categories": [
-            {"id": i, "name": label} for i, label in enumerate(labels, start=1)]}
+        self._truth = {
+            "images": [],
+            "annotations": [],
+            "categories": [{"id": i, "name": label} for i, label in enumerate(labels, start=1)],
+        }
         self._detections = []
 
     def add_clip(self, detections, truth, image_size: tuple[int, int], video: str = "") -> None:
@@ -103,19 +124,33 @@ class CocoAp:
         del video  # COCO knows images only.
         scale = np.tile(np.asarray(image_size, np.float64), 2)
         for (boxes, scores, classes), (real_boxes, real_classes, _) in zip(
-                detections, truth, strict=True):
+            detections, truth, strict=True
+        ):
             image = len(self._truth["images"]) + 1
             self._truth["images"].append(
-                {"id": image, "height": int(image_size[0]), "width": int(image_size[1])})
+                {"id": image, "height": int(image_size[0]), "width": int(image_size[1])}
+            )
             for box, class_id in zip(_xywh(real_boxes, scale), real_classes):
                 annotations = self._truth["annotations"]
-                annotations.append({
-                    "id": len(annotations) + 1, "image_id": image, "category_id": int(class_id),
-                    "bbox": box, "area": box[2] * box[3], "iscrowd": 0})
+                annotations.append(
+                    {
+                        "id": len(annotations) + 1,
+                        "image_id": image,
+                        "category_id": int(class_id),
+                        "bbox": box,
+                        "area": box[2] * box[3],
+                        "iscrowd": 0,
+                    }
+                )
             self._detections += [
-                {"image_id": image, "category_id": int(class_id), "bbox": box,
-                 "score": float(score)}
-                for box, class_id, score in zip(_xywh(boxes, scale), classes, scores)]
+                {
+                    "image_id": image,
+                    "category_id": int(class_id),
+                    "bbox": box,
+                    "score": float(score),
+                }
+                for box, class_id, score in zip(_xywh(boxes, scale), classes, scores)
+            ]
 
     def result(self) -> CocoResult:
         """Returns the numbers over all clips added so far, at least one."""

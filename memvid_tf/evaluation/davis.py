@@ -18,8 +18,8 @@ import numpy as np
 
 CONVENTIONS = ("semi_supervised", "unsupervised")
 # Of the diagonal; the benchmark's value.
-BOUNDARY_TOLERANCE = .008
-RECALL_THRESHOLD = .5
+BOUNDARY_TOLERANCE = 0.008
+RECALL_THRESHOLD = 0.5
 QUARTERS = 4
 VOID = 255
 
@@ -69,16 +69,22 @@ class DavisResult:
     def rows(self) -> list[list]:
         """A table of the objects: sequence, object, frames, then mean, recall, decay of J and F."""
         return [
-            [name, number, result.frames, *dataclasses.astuple(result.j),
-             *dataclasses.astuple(result.f)]
-            for name, objects in self.sequences.items() for number, result in objects.items()
+            [
+                name,
+                number,
+                result.frames,
+                *dataclasses.astuple(result.j),
+                *dataclasses.astuple(result.f),
+            ]
+            for name, objects in self.sequences.items()
+            for number, result in objects.items()
         ]
 
 
 def region_similarity(mask: np.ndarray, truth: np.ndarray) -> float:
     """IoU of two masks [H, W] bool; 1 where both are empty."""
     union = np.count_nonzero(mask | truth)
-    return np.count_nonzero(mask & truth) / union if union else 1.
+    return np.count_nonzero(mask & truth) / union if union else 1.0
 
 
 def boundary_accuracy(mask: np.ndarray, truth: np.ndarray) -> float:
@@ -88,37 +94,39 @@ def boundary_accuracy(mask: np.ndarray, truth: np.ndarray) -> float:
     counts = [np.count_nonzero(outline) for outline in outlines]
     if not all(counts):
         # One outline without the other has precision or recall 0.
-        return 0. if any(counts) else 1.
+        return 0.0 if any(counts) else 1.0
     # Distances matter between outlines only, and are what takes time.
     view = cv2.boundingRect((outlines[0] | outlines[1]).astype(np.uint8))
-    outlines = [outline[view[1]:view[1] + view[3], view[0]:view[0] + view[2]]
-                for outline in outlines]
+    outlines = [
+        outline[view[1] : view[1] + view[3], view[0] : view[0] + view[2]] for outline in outlines
+    ]
     precision = np.count_nonzero(outlines[0] & _near(outlines[1], radius)) / counts[0]
     recall = np.count_nonzero(outlines[1] & _near(outlines[0], radius)) / counts[1]
-    return 2 * precision * recall / (precision + recall) if precision + recall else 0.
+    return 2 * precision * recall / (precision + recall) if precision + recall else 0.0
 
 
 def _outline(mask):
     """[H, W] bool: where a pixel differs from its right, lower or diagonal neighbour inside."""
     padded = np.pad(mask, ((0, 1), (0, 1)), mode="edge")
-    return ((mask != padded[:-1, 1:]) | (mask != padded[1:, :-1]) | (mask != padded[1:, 1:]))
+    return (mask != padded[:-1, 1:]) | (mask != padded[1:, :-1]) | (mask != padded[1:, 1:])
 
 
 def _near(outline, radius):
     """[H, W] bool: within `radius` of a pixel of the outline, which is not empty."""
     distance = cv2.distanceTransform(
-        (~outline).astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
+        (~outline).astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE
+    )
     # Squared distances are whole, so the next one after radius lies 1 / (2 radius + 1) further.
-    return distance < radius + .25 / (radius + 1)
+    return distance < radius + 0.25 / (radius + 1)
 
 
 def summarize(values: Sequence[float]) -> Measure:
     """Mean, recall and decay of a measure over the frames of a sequence, at least one."""
     values = np.asarray(values, np.float64)
     # The benchmark's quarters share their border frames; halves are rounded up.
-    borders = np.floor(np.linspace(0, len(values) - 1, QUARTERS + 1) + .5 + 1e-10).astype(int)
-    first = values[borders[0]:borders[1] + 1]
-    last = values[borders[-2]:borders[-1] + 1]
+    borders = np.floor(np.linspace(0, len(values) - 1, QUARTERS + 1) + 0.5 + 1e-10).astype(int)
+    first = values[borders[0] : borders[1] + 1]
+    last = values[borders[-2] : borders[-1] + 1]
     return Measure(
         mean=float(values.mean()),
         recall=float((values > RECALL_THRESHOLD).mean()),
@@ -176,5 +184,6 @@ def combine(sequences: Mapping[str, dict[int, ObjectResult]], convention: str) -
     def mean(measures):
         return Measure(*np.mean([dataclasses.astuple(m) for m in measures], axis=0).tolist())
 
-    return DavisResult(convention, mean([o.j for o in objects]), mean([o.f for o in objects]),
-                       dict(sequences))
+    return DavisResult(
+        convention, mean([o.j for o in objects]), mean([o.f for o in objects]), dict(sequences)
+    )

@@ -102,7 +102,9 @@ def parse_mode(text: str) -> Mode:
         bound = int(adaptive[1]) if adaptive[1] else None
         return Mode(None, bool(adaptive[2]), adaptive=True, max_tau=bound)
     if text.startswith("adaptive"):
-        raise UserError(f"mode {text!r}: policies run as 'adaptive', 'adaptive19', 'adaptive+async'")
+        raise UserError(
+            f"mode {text!r}: policies run as 'adaptive', 'adaptive19', 'adaptive+async'"
+        )
     random = re.fullmatch(r"random([0-9]+)", text)
     if random and int(random[1]) <= 100:
         return Mode(None, random_percent=int(random[1]))
@@ -112,7 +114,9 @@ def parse_mode(text: str) -> Mode:
     asynchronous = word.startswith("async")
     schedule = schedules.parse(word.removeprefix("async"))
     if asynchronous and (not schedule.tau or suffix):
-        raise UserError(f"mode {text!r}: asynchronous modes are 'async' and tau ≥ 1, as in 'async9'")
+        raise UserError(
+            f"mode {text!r}: asynchronous modes are 'async' and tau ≥ 1, as in 'async9'"
+        )
     return Mode(schedule.tau, asynchronous, f1_updates=bool(suffix))
 
 
@@ -218,9 +222,7 @@ def picker(mode: Mode, network: Network, batch: int) -> _Fixed | _Random | _Adap
     return _Fixed(kind(mode.tau), batch)
 
 
-def roll(
-    network: Network, features: dict[str, list[Any]], batch: int, mode: Mode
-) -> Rollout:
+def roll(network: Network, features: dict[str, list[Any]], batch: int, mode: Mode) -> Rollout:
     """Runs clips in one mode.
 
     Args:

@@ -157,8 +157,7 @@ def evaluate(
                 picked[mode.name].append(f0[i, : clip["num_frames"]])
         advance(clips)
     return {
-        mode.name: _result(scores[mode.name], picked[mode.name], mode.is_fixed)
-        for mode in modes
+        mode.name: _result(scores[mode.name], picked[mode.name], mode.is_fixed) for mode in modes
     }
 
 

@@ -341,7 +341,9 @@ def _stream_clip(score, network, features, clip, mode, coder, fps, deadline_ms):
     count = int(clip["num_frames"])
     stream = stream_beside if mode.asynchronous else stream_in_turn
     outputs, f0_frames = stream(network, features, Camera(count, fps), mode, score.clock)
-    found = [scoring.detect(o.box_encodings, o.class_logits, network.anchors, coder) for o in outputs]
+    found = [
+        scoring.detect(o.box_encodings, o.class_logits, network.anchors, coder) for o in outputs
+    ]
     shown = in_time(outputs, count, fps, deadline_ms)
     score.vid_map.add_clip(
         [

@@ -23,11 +23,11 @@ from collections.abc import Sequence
 import numpy as np
 
 MATCHING = ("plain", "size_dependent")
-IOU_THRESHOLD = .5
+IOU_THRESHOLD = 0.5
 MOTION_WINDOW_FRAMES = 10
 # Bounds of the motion IoU, `low <= value <= high` decided by `motion_speed`; the field's values.
-FAST_BELOW = .7
-SLOW_ABOVE = .9
+FAST_BELOW = 0.7
+SLOW_ABOVE = 0.9
 SPEEDS = ("slow", "medium", "fast")
 UNKNOWN_SPEED = -1
 
@@ -69,6 +69,7 @@ class VidMapResult:
 
     def to_json(self) -> dict:
         """Returns plain values for `json.dump`; nan becomes None, which JSON can hold."""
+
         def number(value: float) -> float | None:
             return None if math.isnan(value) else value
 
@@ -81,7 +82,7 @@ class VidMapResult:
         }
 
 
-def intersection_over_union(a: np.ndarray, b: np.ndarray, extra: float = 0.) -> np.ndarray:
+def intersection_over_union(a: np.ndarray, b: np.ndarray, extra: float = 0.0) -> np.ndarray:
     """IoU of broadcast boxes.
 
     Args:
@@ -95,9 +96,12 @@ def intersection_over_union(a: np.ndarray, b: np.ndarray, extra: float = 0.) -> 
     a = np.asarray(a, np.float64)
     b = np.asarray(b, np.float64)
     overlap = np.minimum(a[..., 2:], b[..., 2:]) - np.maximum(a[..., :2], b[..., :2]) + extra
-    intersection = np.prod(np.maximum(overlap, 0.), axis=-1)
-    union = (np.prod(a[..., 2:] - a[..., :2] + extra, axis=-1)
-             + np.prod(b[..., 2:] - b[..., :2] + extra, axis=-1) - intersection)
+    intersection = np.prod(np.maximum(overlap, 0.0), axis=-1)
+    union = (
+        np.prod(a[..., 2:] - a[..., :2] + extra, axis=-1)
+        + np.prod(b[..., 2:] - b[..., :2] + extra, axis=-1)
+        - intersection
+    )
     return np.divide(intersection, union, out=np.zeros_like(intersection), where=union > 0)
 
 
@@ -241,21 +245,31 @@ class VidMap:
         """
         if len(detections) != len(truth):
             raise ValueError(
-                f"a clip has {len(detections)} frames of detections and {len(truth)} of truth")
+                f"a clip has {len(detections)} frames of detections and {len(truth)} of truth"
+            )
         if self.matching == "size_dependent" and image_size is None:
             raise ValueError("size_dependent matching needs image_size=(height, width)")
-        found = [_checked_frame("detections", frame, self.num_classes, (boxes, classes, scores))
-                 for frame, (boxes, scores, classes) in enumerate(detections)]
-        real = [_checked_frame("truth", frame, self.num_classes, arrays)
-                for frame, arrays in enumerate(truth)]
+        found = [
+            _checked_frame("detections", frame, self.num_classes, (boxes, classes, scores))
+            for frame, (boxes, scores, classes) in enumerate(detections)
+        ]
+        real = [
+            _checked_frame("truth", frame, self.num_classes, arrays)
+            for frame, arrays in enumerate(truth)
+        ]
         # Falling score inside a frame; a stable sort keeps equal scores in order of arrival.
-        found = [tuple(array[np.argsort(-arrays[2], kind="stable")] for array in arrays)
-                 for arrays in found]
+        found = [
+            tuple(array[np.argsort(-arrays[2], kind="stable")] for array in arrays)
+            for arrays in found
+        ]
         self._clips += 1
-        objects = np.bincount(np.concatenate([np.zeros(0, np.int64), *(c for _, c, _ in real)]),
-                              minlength=self.num_classes + 1)
-        self._videos.append((video or f"clip {self._clips - 1}", len(truth), objects,
-                             len(self._scores)))
+        objects = np.bincount(
+            np.concatenate([np.zeros(0, np.int64), *(c for _, c, _ in real)]),
+            minlength=self.num_classes + 1,
+        )
+        self._videos.append(
+            (video or f"clip {self._clips - 1}", len(truth), objects, len(self._scores))
+        )
         self._frames += len(truth)
         if not truth:
             return
@@ -264,11 +278,11 @@ class VidMap:
         tracks = [frame_tracks for _, _, frame_tracks in real]
         speeds = np.full(real_there.shape, UNKNOWN_SPEED)
         speeds[real_there] = motion_speed(
-            np.concatenate(motion_iou([b for b, _, _ in real], tracks)))
+            np.concatenate(motion_iou([b for b, _, _ in real], tracks))
+        )
         counted = np.stack([real_there] + [real_there & (speeds == s) for s in range(len(SPEEDS))])
         for row, mask in enumerate(counted):
-            self._positives[row] += np.bincount(
-                real_classes[mask], minlength=self.num_classes + 1)
+            self._positives[row] += np.bincount(real_classes[mask], minlength=self.num_classes + 1)
         self._unknown_speed += int((real_there & (speeds == UNKNOWN_SPEED)).sum())
         matches, overlap = self._candidates(boxes, classes, real_boxes, real_classes, image_size)
         matches &= there[:, :, None] & real_there[:, None, :]
@@ -286,10 +300,11 @@ class VidMap:
             threshold = np.full(real_boxes.shape[:2], IOU_THRESHOLD)
         else:
             scale = np.tile(np.asarray(image_size, np.float64), 2)
-            overlap = intersection_over_union(a * scale, b * scale, extra=1.)
-            extent = (real_boxes[..., 2:] - real_boxes[..., :2]) * scale[:2] + 1.
+            overlap = intersection_over_union(a * scale, b * scale, extra=1.0)
+            extent = (real_boxes[..., 2:] - real_boxes[..., :2]) * scale[:2] + 1.0
             threshold = np.minimum(
-                IOU_THRESHOLD, extent.prod(axis=-1) / (extent + 10.).prod(axis=-1))
+                IOU_THRESHOLD, extent.prod(axis=-1) / (extent + 10.0).prod(axis=-1)
+            )
         same = classes[:, :, None] == real_classes[:, None]
         return same & (overlap >= threshold[:, None]), overlap
 
@@ -305,12 +320,19 @@ class VidMap:
             for row in range(4):
                 kept = of_class & ~ignored[row]
                 precision[row, class_id - 1] = average_precision(
-                    scores[kept], right[row, kept], int(self._positives[row, class_id]))
-        means = [float(np.mean(row[~np.isnan(row)])) if not np.isnan(row).all() else math.nan
-                 for row in precision]
+                    scores[kept], right[row, kept], int(self._positives[row, class_id])
+                )
+        means = [
+            float(np.mean(row[~np.isnan(row)])) if not np.isnan(row).all() else math.nan
+            for row in precision
+        ]
         objects = self._positives.sum(axis=1)
-        counts = {"clips": self._clips, "frames": self._frames, "detections": len(scores),
-                  "objects": int(objects[0])}
+        counts = {
+            "clips": self._clips,
+            "frames": self._frames,
+            "detections": len(scores),
+            "objects": int(objects[0]),
+        }
         counts.update({speed: int(objects[1 + s]) for s, speed in enumerate(SPEEDS)})
         counts["unknown_speed"] = self._unknown_speed
         return VidMapResult(
@@ -331,16 +353,24 @@ class VidMap:
             places = [place for frames, _, place in clips if frames]
             scores, classes, right = (
                 np.concatenate([empty, *(column[place] for place in places)], axis=-1)
-                for column, empty in ((self._scores, np.zeros(0)),
-                                      (self._classes, np.zeros(0, np.int64)),
-                                      (self._right, np.zeros((4, 0), bool))))
+                for column, empty in (
+                    (self._scores, np.zeros(0)),
+                    (self._classes, np.zeros(0, np.int64)),
+                    (self._right, np.zeros((4, 0), bool)),
+                )
+            )
             objects = sum(of_clip for _, of_clip, _ in clips)
             precision = [
                 average_precision(scores[classes == c], right[0, classes == c], int(objects[c]))
-                for c in np.flatnonzero(objects)]
+                for c in np.flatnonzero(objects)
+            ]
             yield VideoResult(
-                video, sum(frames for frames, *_ in clips), int(objects.sum()), len(scores),
-                float(np.mean(precision)) if precision else math.nan)
+                video,
+                sum(frames for frames, *_ in clips),
+                int(objects.sum()),
+                len(scores),
+                float(np.mean(precision)) if precision else math.nan,
+            )
 
 
 def _checked_frame(what, frame, num_classes, arrays):
@@ -352,10 +382,13 @@ def _checked_frame(what, frame, num_classes, arrays):
     if not len(boxes) == len(classes) == len(third):
         raise ValueError(
             f"{what} of frame {frame}: {len(boxes)} boxes, {len(classes)} classes and "
-            f"{len(third)} {'scores' if what == 'detections' else 'tracks'}")
+            f"{len(third)} {'scores' if what == 'detections' else 'tracks'}"
+        )
     if len(classes) and not (classes.min() >= 1 and classes.max() <= num_classes):
-        raise ValueError(f"{what} of frame {frame}: classes {sorted(set(classes.tolist()))} "
-                         f"are not all in 1..{num_classes}")
+        raise ValueError(
+            f"{what} of frame {frame}: classes {sorted(set(classes.tolist()))} "
+            f"are not all in 1..{num_classes}"
+        )
     if not (np.isfinite(boxes).all() and np.isfinite(third).all()):
         raise ValueError(f"{what} of frame {frame}: a value is not finite")
     return boxes, classes, third
@@ -396,7 +429,7 @@ def _match(matches, overlap, counted, there):
     uncounted = there & ~counted
     for d in range(detections):
         candidates = free & matches[:, d]
-        best = np.where(candidates, overlap[:, d], -1.).argmax(axis=-1)
+        best = np.where(candidates, overlap[:, d], -1.0).argmax(axis=-1)
         hit = candidates.any(axis=-1)
         right[:, :, d] = hit
         row, frame = np.nonzero(hit)

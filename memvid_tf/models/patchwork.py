@@ -35,9 +35,9 @@ from memvid_tf.layers.patchwork import (
     write_strips,
     write_window,
 )
-from memvid_tf.windows import StripLayout, Windows, same_padding
 from memvid_tf.models import deeplab, single_frame
 from memvid_tf.models.interleaved import QUANTIZATIONS
+from memvid_tf.windows import StripLayout, Windows, same_padding
 
 STEM = dict(kernel_size=3, strides=2)  # the convolution of MobileNetV2 that reads the frame
 

@@ -112,9 +112,7 @@ class Policy(tf_keras.layers.Layer):
             return self.state_range(x, training=training)
 
         after, before = State(*map(in_state_range, after)), State(*map(in_state_range, before))
-        changes = [
-            self.difference_range(a - b, training=training) for a, b in zip(after, before)
-        ]
+        changes = [self.difference_range(a - b, training=training) for a, b in zip(after, before)]
         maps = (*after, *changes)
         x = tf.concat([branch(m, training=training) for branch, m in zip(self.branches, maps)], -1)
         x = self.pointwise(self.depthwise(x, training=training), training=training)

@@ -147,7 +147,10 @@ class InterleavingEnvironment:
         etas = [self._history.after(action == F0) for action in (F0, F1)]
         self._history.record(actions == F0)
         outcomes = [
-            [Observation(*after, *earlier, eta) for after, earlier, eta in zip(states, before, rows)]
+            [
+                Observation(*after, *earlier, eta)
+                for after, earlier, eta in zip(states, before, rows)
+            ]
             for states, rows in zip(seen, etas)
         ]
         self._t += 1

@@ -55,9 +55,7 @@ def annotate(
     return image
 
 
-def annotate_windows(
-    frame: np.ndarray, result: WindowResult, labels: Sequence[str]
-) -> np.ndarray:
+def annotate_windows(frame: np.ndarray, result: WindowResult, labels: Sequence[str]) -> np.ndarray:
     """A new image with boxes or mask, the window, and the age of every tile.
 
     Args:
@@ -91,9 +89,7 @@ def annotate_windows(
     return image
 
 
-def draw_detections(
-    frame: np.ndarray, detections: Detections, labels: Sequence[str]
-) -> np.ndarray:
+def draw_detections(frame: np.ndarray, detections: Detections, labels: Sequence[str]) -> np.ndarray:
     """A new image, enlarged as by `annotate`, with boxes and scores alone.
 
     Args:

@@ -81,9 +81,7 @@ class InterleavedDetector:
         overrides = (score_threshold, iou_threshold, max_detections)
         self._post = post_processing(bundle, step_name, num_threads, *overrides)
 
-    def prepare(
-        self, frame: np.ndarray, extractors: Sequence[str] = ("f0", "f1")
-    ) -> PreparedFrame:
+    def prepare(self, frame: np.ndarray, extractors: Sequence[str] = ("f0", "f1")) -> PreparedFrame:
         """The images that the extractors take.
 
         Args:

@@ -247,11 +247,14 @@ class Manifest:
         text = json.dumps(encode(self), indent=2, ensure_ascii=False, allow_nan=False)
         # A list of plain numbers (a shape, an anchor) reads better on one line. Strings cannot
         # match: a raw newline never occurs inside one.
-        return re.sub(
-            r"\[\n\s*([^\[\]{}\"]*?)\n\s*\]",
-            lambda match: "[" + re.sub(r"\s*\n\s*", " ", match[1]) + "]",
-            text,
-        ) + "\n"
+        return (
+            re.sub(
+                r"\[\n\s*([^\[\]{}\"]*?)\n\s*\]",
+                lambda match: "[" + re.sub(r"\s*\n\s*", " ", match[1]) + "]",
+                text,
+            )
+            + "\n"
+        )
 
     def signature(self, call: str) -> SignatureSpec:
         """The signature that `"graph/signature"` names.
@@ -411,8 +414,11 @@ def _validate_tensor(name: str, tensor: TensorSpec) -> None:
         _fail(f"tensor {name}: shape", tensor.shape, "positive sizes")
     if tensor.dtype == "float32":
         if tensor.scale is not None or tensor.zero_point is not None:
-            _fail(f"tensor {name}: scale, zero_point", (tensor.scale, tensor.zero_point),
-                  "null for float32")
+            _fail(
+                f"tensor {name}: scale, zero_point",
+                (tensor.scale, tensor.zero_point),
+                "null for float32",
+            )
         return
     if tensor.scale is None or tensor.scale <= 0:
         _fail(f"tensor {name}: scale", tensor.scale, "a number above 0 for int8")
@@ -529,11 +535,15 @@ def _validate_heads(manifest: Manifest, step: str) -> None:
     logits = manifest.tensor(f"{step}/class_logits", "outputs").shape
     anchors = len(manifest.anchors)
     if boxes != (1, anchors, 4):
-        _fail(f"tensor {step}/box_encodings: shape", boxes, f"(1, {anchors}, 4) for {anchors} "
-              "anchors")
+        _fail(
+            f"tensor {step}/box_encodings: shape", boxes, f"(1, {anchors}, 4) for {anchors} anchors"
+        )
     if len(logits) != 3 or logits[:2] != (1, anchors) or logits[2] < 2:
-        _fail(f"tensor {step}/class_logits: shape", logits, f"(1, {anchors}, classes + 1) for "
-              f"{anchors} anchors")
+        _fail(
+            f"tensor {step}/class_logits: shape",
+            logits,
+            f"(1, {anchors}, classes + 1) for {anchors} anchors",
+        )
     for name in ("box_encodings", "class_logits"):
         producer = manifest.tensor(f"{step}/{name}", "outputs")
         consumer = manifest.tensor(f"{post}/{name}", "inputs")
@@ -541,8 +551,12 @@ def _validate_heads(manifest: Manifest, step: str) -> None:
         if consumer.dtype != "float32" or consumer.shape != producer.shape:
             _validate_edge(f"calls.post: edge {step}/{name} -> {post}/{name}", producer, consumer)
     rows = manifest.post.max_detections
-    for name, shape in (("boxes", (1, rows, 4)), ("classes", (1, rows)), ("scores", (1, rows)),
-                        ("count", (1,))):
+    for name, shape in (
+        ("boxes", (1, rows, 4)),
+        ("classes", (1, rows)),
+        ("scores", (1, rows)),
+        ("count", (1,)),
+    ):
         tensor = manifest.tensor(f"{post}/{name}", "outputs")
         if tensor.shape != shape or tensor.dtype != "float32":
             _fail(f"tensor {post}/{name}", tensor, f"float32 of shape {shape}")

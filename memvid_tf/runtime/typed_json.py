@@ -72,8 +72,9 @@ def decode(hint: Any, value: Any, where: str) -> Any:
         _require(_is_number(value), where, value, "a number")
         return float(value)
     fits = isinstance(value, hint) and (hint is bool or not isinstance(value, bool))
-    _require(fits, where, value, {int: "a whole number", str: "a string", bool: "true or false"}[
-        hint])
+    _require(
+        fits, where, value, {int: "a whole number", str: "a string", bool: "true or false"}[hint]
+    )
     return value
 
 

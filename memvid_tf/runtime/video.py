@@ -131,9 +131,7 @@ class VideoWriter:
         frame = cv2.cvtColor(frame, cv2.COLOR_RGB2BGR)
         odd_rows, odd_columns = frame.shape[0] % 2, frame.shape[1] % 2
         if odd_rows or odd_columns:
-            frame = cv2.copyMakeBorder(
-                frame, 0, odd_rows, 0, odd_columns, cv2.BORDER_REPLICATE
-            )
+            frame = cv2.copyMakeBorder(frame, 0, odd_rows, 0, odd_columns, cv2.BORDER_REPLICATE)
         self._writer.write(frame)
 
     def close(self) -> None:

@@ -136,9 +136,7 @@ class WindowRunner:
                 (end - ready) * 1e3,
             )
             ages = memory.ages_frames.copy()
-            yield WindowResult(
-                index, detections, mask, action, self._box(action), ages, timings
-            )
+            yield WindowResult(index, detections, mask, action, self._box(action), ages, timings)
 
     def _resized(self, mask_logits: np.ndarray, size: tuple[int, int]) -> np.ndarray:
         logits = self._to_logits(mask_logits)[0, :, :, 0].astype(np.float32)

@@ -58,7 +58,9 @@ def find(model_dir: str, checkpoint: str = "") -> str:
     if not checkpoint:
         found = latest(model_dir)
         if found is None:
-            raise UserError(f"{model_dir!r} holds no checkpoint; train with --model_dir={model_dir}")
+            raise UserError(
+                f"{model_dir!r} holds no checkpoint; train with --model_dir={model_dir}"
+            )
         return found
     path = os.path.join(model_dir, checkpoint)
     if not os.path.exists(f"{path}.index"):

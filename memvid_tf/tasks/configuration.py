@@ -179,7 +179,9 @@ def load_saved(model_dir: str) -> config_definitions.ExperimentConfig:
     """The configuration that lies beside the checkpoints of a run; see `load`."""
     path = os.path.join(model_dir, PARAMS_FILE)
     if not os.path.exists(path):
-        raise UserError(f"{model_dir!r} holds no {PARAMS_FILE}; is it the --model_dir of a training?")
+        raise UserError(
+            f"{model_dir!r} holds no {PARAMS_FILE}; is it the --model_dir of a training?"
+        )
     task = read_yaml(path).get("task")
     if not isinstance(task, dict) or not isinstance(task.get("name"), str):
         raise UserError(f"{path!r} does not name its experiment under task.name")

@@ -11,7 +11,7 @@ import numpy as np
 import tensorflow as tf
 import tf_keras
 from official.core import base_task, config_definitions, exp_factory, task_factory
-from official.modeling import hyperparams, optimization
+from official.modeling import optimization
 
 from memvid_tf import files
 from memvid_tf.data import clips, records
@@ -48,9 +48,7 @@ class InterleavedTaskConfig(config_definitions.TaskConfig):
     validation_data: clips.ClipConfig = dataclasses.field(
         default_factory=lambda: clips.ClipConfig(is_training=False)
     )
-    losses: detection_loss.LossConfig = dataclasses.field(
-        default_factory=detection_loss.LossConfig
-    )
+    losses: detection_loss.LossConfig = dataclasses.field(default_factory=detection_loss.LossConfig)
     labels: tuple[str, ...] = ()
     validation_tau: int = 9
     seed: int = 0
@@ -183,7 +181,10 @@ class InterleavedTask(base_task.Task):
 
         config = self.task_config.losses
         targets = match(
-            self._anchors, frames(labels["boxes"]), frames(labels["classes"]), config.match_threshold
+            self._anchors,
+            frames(labels["boxes"]),
+            frames(labels["classes"]),
+            config.match_threshold,
         )
         return detection_loss.frame_loss(
             frames(model_outputs["box_encodings"]),
@@ -250,7 +251,9 @@ class InterleavedTask(base_task.Task):
         by_extractor = {"f0": [], "f1": []}
         for t in range(inputs["frames"].shape[1]):
             by_extractor[picks.pick(t)].append(t)
-        outputs = model(inputs["frames"], *(tf.constant(t, tf.int32) for t in by_extractor.values()))
+        outputs = model(
+            inputs["frames"], *(tf.constant(t, tf.int32) for t in by_extractor.values())
+        )
         return {**outputs, **inputs}
 
     def aggregate_logs(self, state=None, step_logs=None):

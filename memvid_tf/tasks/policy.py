@@ -51,9 +51,7 @@ class PolicyTaskConfig(config_definitions.TaskConfig):
     base_model_dir: str = ""
     base_checkpoint: str = ""
     model: InterleavedConfig = dataclasses.field(default_factory=InterleavedConfig)
-    losses: detection_loss.LossConfig = dataclasses.field(
-        default_factory=detection_loss.LossConfig
-    )
+    losses: detection_loss.LossConfig = dataclasses.field(default_factory=detection_loss.LossConfig)
     labels: tuple[str, ...] = ()
     policy: policies.PolicyConfig = dataclasses.field(default_factory=policies.PolicyConfig)
     ddqn: learning.DdqnConfig = dataclasses.field(default_factory=learning.DdqnConfig)
