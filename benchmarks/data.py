@@ -15,6 +15,7 @@ import time
 
 from absl import flags
 
+from benchmarks import pages
 from memvid_tf import errors
 
 FLAGS = flags.FLAGS
@@ -194,22 +195,11 @@ def main(argv):
         raise errors.UserError(f"unexpected argument {argv[1]!r}; every option is a --flag")
     if not FLAGS.input:
         raise errors.UserError("--input is missing, for example --input=data/davis320")
-    from memvid_tf import files
     from memvid_tf.data import records
 
     info = records.read_info(FLAGS.input)
     result = measure(info, FLAGS.clips, FLAGS.repeats, FLAGS.frames, FLAGS.detections)
-    text = markdown(result)
-    print(text)
-    if FLAGS.output:
-        try:
-            files.write_json(f"{FLAGS.output}.json", result)
-            files.write_text(f"{FLAGS.output}.md", text)
-        except OSError as error:
-            raise errors.UserError(
-                f"--output={FLAGS.output} cannot be written: {error.strerror}; choose another path"
-            ) from error
-        print(f"written: {FLAGS.output}.json and .md")
+    pages.publish(FLAGS.output, result, markdown(result))
 
 
 if __name__ == "__main__":

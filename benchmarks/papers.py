@@ -16,7 +16,7 @@ from collections.abc import Callable
 
 from absl import flags
 
-from benchmarks import pipeline
+from benchmarks import pages, pipeline
 from memvid_tf import errors
 
 FLAGS = flags.FLAGS
@@ -278,7 +278,7 @@ def main(argv):
     for name in ("seeds", "paper_cell_seeds"):
         if not all(seed.isdigit() for seed in FLAGS[name].value):
             raise errors.UserError(f"--{name}={','.join(FLAGS[name].value)} must be whole numbers")
-    from memvid_tf import files, provenance
+    from memvid_tf import provenance
     from memvid_tf.data import records
 
     info = records.read_info(FLAGS.data)
@@ -297,11 +297,7 @@ def main(argv):
         **collect(all_runs),
         "provenance": provenance.describe(),
     }
-    text = markdown(result)
-    files.write_json(f"{FLAGS.output}.json", result)
-    files.write_text(f"{FLAGS.output}.md", text)
-    print(text)
-    print(f"written: {FLAGS.output}.json and .md")
+    pages.publish(FLAGS.output, result, markdown(result))
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ import time
 
 from absl import flags, logging
 
+from benchmarks import pages
 from memvid_tf import errors
 
 FLAGS = flags.FLAGS
@@ -372,7 +373,6 @@ def main(argv):
     import tensorflow as tf
     import tf_keras
 
-    from memvid_tf import files
     from memvid_tf.tasks import configuration, detection
 
     params = configuration.load(detection.EXPERIMENT, FLAGS.config_file, FLAGS.params_override)
@@ -381,17 +381,7 @@ def main(argv):
     tf.config.experimental.enable_op_determinism()
     result = measure(params, FLAGS.loops, FLAGS.warm_up_steps, FLAGS.repeats, FLAGS.seed)
     result["setting"]["config_files"] = [os.path.basename(path) for path in FLAGS.config_file]
-    text = markdown(result)
-    print(text)
-    if FLAGS.output:
-        try:
-            files.write_json(f"{FLAGS.output}.json", result)
-            files.write_text(f"{FLAGS.output}.md", text)
-        except OSError as error:
-            raise errors.UserError(
-                f"--output={FLAGS.output} cannot be written: {error.strerror}; choose another path"
-            ) from error
-        print(f"written: {FLAGS.output}.json and .md")
+    pages.publish(FLAGS.output, result, markdown(result))
 
 
 if __name__ == "__main__":
