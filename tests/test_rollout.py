@@ -144,7 +144,7 @@ def test_the_name_of_a_mode_is_the_word_for_it(word):
 
 @pytest.mark.parametrize(
     "word",
-    ["", "f2", "-1", "1.5", "async", "async0", "asyncf0", "asyncf1", "async9+update", "9+x",
+    ["", "f2", "-1", "1.5", "async", "async0", "asyncf0", "asyncf1", "async9+update", "9+", "9+x",
      "9+update+update", "f0 ", "τ"],
 )  # fmt: skip
 def test_what_is_no_mode(word):

@@ -108,8 +108,8 @@ def parse_mode(text: str) -> Mode:
     random = re.fullmatch(r"random([0-9]+)", text)
     if random and int(random[1]) <= 100:
         return Mode(None, random_percent=int(random[1]))
-    word, _, suffix = text.partition("+")
-    if suffix not in ("", "update"):
+    word, plus, suffix = text.partition("+")
+    if plus and suffix != "update":
         raise UserError(f"mode {text!r}: after '+' only 'update' is known, as in '9+update'")
     asynchronous = word.startswith("async")
     schedule = schedules.parse(word.removeprefix("async"))
