@@ -48,7 +48,8 @@ class InterleavedConfig(hyperparams.Config):
       min_depth: least number of channels of a backbone's layer; 8 gives the multiply-adds of f1
         in LFS table 2 within 2 %, 16, which the single-frame rows of that table need, misses by 19 %
         (benchmarks/results/costs.md).
-      cell: form of the memory's bottleneck, a key of `conv_lstm.CELLS`.
+      cell: form of the memory's bottleneck, a key of `conv_lstm.CELLS`. "factored" can be exported;
+        "paper" is more accurate on the synthetic set (benchmarks/results/papers.md).
       state_channels: channels of c and of h.
       groups: groups of the memory.
       maps: feature maps of SSDLite.
