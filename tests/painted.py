@@ -6,6 +6,7 @@ by one pixel a frame. So the window, the boxes and every augmentation can be rea
 
 import cv2
 import numpy as np
+import tensorflow as tf
 
 from memvid_tf.data import clips, records, sharding
 from memvid_tf.data.clips import ClipConfig
@@ -146,6 +147,22 @@ def assert_boxes_match_pixels(example, atol_px=1e-3, complete=True):
             )
         assert (boxes[~there] == 0).all() and (tracks[~there] == -1).all()
         assert (tracks[there] >= 0).all()
+
+
+def two_pipelines(config, count, start_step):
+    """Batches of two input pipelines, joined."""
+    parts = [
+        batches(
+            config,
+            count,
+            start_step=start_step,
+            input_context=tf.distribute.InputContext(
+                num_input_pipelines=2, input_pipeline_id=i, num_replicas_in_sync=2
+            ),
+        )
+        for i in range(2)
+    ]
+    return [{k: np.concatenate([a[k], b[k]]) for k in a} for a, b in zip(*parts)]
 
 
 def same_stream(a, b):

@@ -12,6 +12,7 @@ from painted import (
     examples,
     same_stream,
     training,
+    two_pipelines,
 )
 
 from memvid_tf.data import clips, reading, records
@@ -114,19 +115,7 @@ def test_a_mixed_stream_resumes_and_divides(folders):
     config = mixed(folders, global_batch_size=4, ssd_crop=True, max_expand=2.0, photometric=True)
     whole = batches(config, 6)
     same_stream(batches(config, 3, start_step=3), whole[3:])
-    parts = [
-        batches(
-            config,
-            2,
-            start_step=4,
-            input_context=tf.distribute.InputContext(
-                num_input_pipelines=2, input_pipeline_id=i, num_replicas_in_sync=2
-            ),
-        )
-        for i in range(2)
-    ]
-    joined = [{k: np.concatenate([a[k], b[k]]) for k in a} for a, b in zip(*parts)]
-    same_stream(joined, whole[4:])
+    same_stream(two_pipelines(config, 2, start_step=4), whole[4:])
 
 
 def test_ssd_augmentation_is_one_for_a_window(folders):

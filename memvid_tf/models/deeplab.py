@@ -22,7 +22,7 @@ from official.modeling import hyperparams
 from memvid_tf.layers.conv import Add, BatchNorm, Conv
 from memvid_tf.layers.fake_quant import quantize
 from memvid_tf.models.interleaved import QUANTIZATIONS, chosen
-from memvid_tf.models.mobilenet_v2 import BACKBONES, MobileNetV2
+from memvid_tf.models.mobilenet_v2 import BACKBONES, MobileNetV2, scaled
 
 
 @dataclasses.dataclass
@@ -83,7 +83,7 @@ class Segmenter(tf_keras.Model):
 
     def preprocess(self, frames):
         """[B, H, W, 3] uint8 to float32 in [-1, 127/128]."""
-        return tf.cast(frames, tf.float32) / 128.0 - 1.0
+        return scaled(frames)
 
     def body(self, images, training=False, surround=None):
         """What a window of the frame is enough for, given its surroundings.

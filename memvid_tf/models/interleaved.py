@@ -20,7 +20,7 @@ from memvid_tf.detection.anchors import AnchorSpec, make_anchors
 from memvid_tf.layers.conv import BatchNorm
 from memvid_tf.layers.conv_lstm import CELLS, EXTRACTORS, State, check_extractor
 from memvid_tf.layers.fake_quant import Scheme, quantize
-from memvid_tf.models.mobilenet_v2 import BACKBONES, MobileNetV2
+from memvid_tf.models.mobilenet_v2 import BACKBONES, MobileNetV2, scaled
 from memvid_tf.models.ssdlite import SSDLite, map_sizes
 
 
@@ -184,7 +184,7 @@ class InterleavedDetector(tf_keras.Model):
         if check_extractor(extractor) == "f1" and self.config.shrink > 1:
             shrink = self.config.shrink
             x = tf.floor(tf.nn.avg_pool2d(x, shrink, shrink, "VALID") + 0.5)
-        return x / 128.0 - 1.0
+        return scaled(x)
 
     def extract(self, images, extractor: str, training=False):
         """Runs one extractor, up to the edge between its graph and the memory's.

@@ -6,6 +6,7 @@ can keep its resolution, and the minimum depth is a parameter.
 
 import dataclasses
 
+import tensorflow as tf
 import tf_keras
 
 from memvid_tf.layers.conv import Add, BatchNorm, Conv, DepthwiseConv
@@ -50,6 +51,11 @@ TINY = (
 
 BACKBONES = {"mobilenet_v2": MOBILENET_V2, "tiny": TINY}
 STEM_CHANNELS = 32
+
+
+def scaled(pixels):
+    """[B, H, W, 3] of 0..255 to float32 in [-1, 127/128], which int8 holds exactly."""
+    return tf.cast(pixels, tf.float32) / 128.0 - 1.0
 
 
 def scale_channels(channels: int, depth_multiplier: float, min_depth: int = 16) -> int:

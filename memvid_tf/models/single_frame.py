@@ -23,7 +23,7 @@ from memvid_tf.detection.anchors import AnchorSpec, make_anchors
 from memvid_tf.layers.conv import BatchNorm, Conv
 from memvid_tf.layers.fake_quant import quantize
 from memvid_tf.models.interleaved import QUANTIZATIONS, AnchorConfig, chosen
-from memvid_tf.models.mobilenet_v2 import BACKBONES, MobileNetV2, scale_channels
+from memvid_tf.models.mobilenet_v2 import BACKBONES, MobileNetV2, scale_channels, scaled
 from memvid_tf.models.ssdlite import (
     ExtraMap,
     Predictor,
@@ -149,7 +149,7 @@ class SingleFrameDetector(tf_keras.Model):
 
     def preprocess(self, frames):
         """[B, H, W, 3] uint8 to float32 in [-1, 127/128]."""
-        return tf.cast(frames, tf.float32) / 128.0 - 1.0
+        return scaled(frames)
 
     def body(self, images, training=False, surround=None):
         """What a window of the frame is enough for, given its surroundings.

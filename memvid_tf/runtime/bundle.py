@@ -65,6 +65,13 @@ class Bundle:
         """[A, 4] float32 anchors (ycenter, xcenter, height, width), normalised."""
         return np.array(self.manifest.anchors, np.float32).reshape(-1, 4)
 
+    def require_system(self, system: str) -> None:
+        """Raises BundleError where the bundle is of another system."""
+        if self.manifest.system != system:
+            raise BundleError(
+                f"bundle {self.path}: system is {self.manifest.system!r}, wanted {system!r}"
+            )
+
     def graph_path(self, graph: str) -> Path:
         """The `.tflite` file of a graph."""
         return self.path / self.manifest.graphs[graph].file

@@ -53,10 +53,7 @@ class InterleavedDetector:
           GraphError: a graph that cannot be loaded.
         """
         manifest = bundle.manifest
-        if manifest.system != "interleaved":
-            raise BundleError(
-                f"bundle {bundle.path}: system is {manifest.system!r}, wanted 'interleaved'"
-            )
+        bundle.require_system("interleaved")
         self.bundle = bundle
         self.updates_state = manifest.updates_state
         self.extract_ms = self.memory_ms = self.post_ms = 0.0

@@ -11,7 +11,7 @@ import numpy as np
 
 from memvid_tf.runtime.bundle import Bundle
 from memvid_tf.runtime.detector import load_graph
-from memvid_tf.runtime.manifest import BundleError, TensorSpec
+from memvid_tf.runtime.manifest import TensorSpec
 from memvid_tf.runtime.preprocess import resize, storer
 from memvid_tf.windows import StripLayout
 
@@ -49,10 +49,7 @@ class PatchworkNetwork:
           GraphError: a graph that cannot be loaded.
         """
         manifest = bundle.manifest
-        if manifest.system != "patchwork":
-            raise BundleError(
-                f"bundle {bundle.path}: system is {manifest.system!r}, wanted 'patchwork'"
-            )
+        bundle.require_system("patchwork")
         self.bundle = bundle
         self.body_ms = self.tail_ms = 0.0
         self._spec = manifest.windows

@@ -6,7 +6,7 @@ table 1).
 
 import dataclasses
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple, Protocol
 
 import cv2
@@ -54,7 +54,7 @@ class Random:
         return int(self._rng.integers(self._count))
 
 
-POLICIES = {"scanning": Scanning, "random": Random}
+POLICIES: dict[str, Callable[[int], AttentionPolicy]] = {"scanning": Scanning, "random": Random}
 
 
 class WindowResult(NamedTuple):
