@@ -185,22 +185,20 @@ def paper_cell(x, c, h, bottlenecks, gates, rounded=_exact):
     return _grouped_cell(c, b, gates, rounded)
 
 
-def factored_cell(x, c, h, projection, h_projections, gates, rounded=_exact):
-    """The factored form: b_g = ReLU6(P_{i,g}(D(x)) + P_g(D(h_g))).
+def factored_cell(x, c, h, projections, h_projections, gates, rounded=_exact):
+    """The factored form: b_g = ReLU6(P_{i,g}(D_{i,g}(x)) + P_g(D_g(h_g))).
 
     Args:
       x, c, h, gates, rounded: as `paper_cell`.
-      projection: separable weights of extractor i, to all S channels.
+      projections: for each group, separable weights of extractor i on all of x.
       h_projections: for each group, separable weights on h_g.
     """
     c, h = rounded("state", c), rounded("state", h)
-    groups = len(gates)
-    on_x = rounded("features", separable(x, projection, 1, rounded, "projection"))
-    on_x = np.split(on_x, groups, -1)
     b = []
-    for g, part in enumerate(np.split(h, groups, -1)):
+    for g, part in enumerate(np.split(h, len(gates), -1)):
+        on_x = rounded("features", separable(x, projections[g], 1, rounded, "projection"))
         on_h = separable(part, h_projections[g], 1, rounded, "h_projection")
-        b.append(rounded("state", relu6(on_x[g] + rounded("h_projection", on_h))))
+        b.append(rounded("state", relu6(on_x + rounded("h_projection", on_h))))
     return _grouped_cell(c, b, gates, rounded)
 
 

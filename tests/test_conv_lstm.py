@@ -45,8 +45,8 @@ def separable_weights(depthwise, pointwise, group=None):
         d, p = reference.fake_quant_kernel(d), reference.fake_quant_kernel(p)
     if group is None:
         return d, db, p, pb
-    part = slice(group * SIZE, (group + 1) * SIZE)
-    return d[..., part], db[part], p[..., part], pb[part]
+    read, made = (slice(group * n // GROUPS, (group + 1) * n // GROUPS) for n in (len(db), len(pb)))
+    return d[..., read], db[read], p[..., made], pb[made]
 
 
 def gates_of(cell):
@@ -92,7 +92,7 @@ def factored_reference(cell, x, c, h, extractor):
         x,
         c,
         h,
-        separable_weights(projection.depthwise, projection.pointwise),
+        [separable_weights(projection.depthwise, projection.pointwise, g) for g in range(GROUPS)],
         [separable_weights(on_h.depthwise, on_h.pointwise, g) for g in range(GROUPS)],
         gates_of(cell),
         *more,
@@ -129,7 +129,7 @@ def test_the_output_is_all_h_then_all_b():
 
 
 def test_the_factored_form_is_the_paper_form_with_shared_weights():
-    """Sep_{i,g}([x, h_g]) = P_{i,g}(D(x)) + P_g(D(h_g)): the claim of the module."""
+    """Sep_{i,g}([x, h_g]) = P_{i,g}(D_{i,g}(x)) + P_g(D_g(h_g)): the claim of the module."""
     factored = built(FactoredCell(CHANNELS, GROUPS), seed=3)
     paper = built(PaperCell(CHANNELS, GROUPS), seed=4)
     on_h = factored.h_projection
@@ -137,12 +137,15 @@ def test_the_factored_form_is_the_paper_form_with_shared_weights():
         on_x = factored.projections[extractor]
         for g, sep in enumerate(paper.bottlenecks[extractor]):
             part = slice(g * SIZE, (g + 1) * SIZE)
-            # Channels of [x, h_g]: D is the same over x in every group.
+            of_x = slice(g * FEATURES[extractor], (g + 1) * FEATURES[extractor])
+            # Channels of [x, h_g].
             sep.depthwise.kernel.assign(
-                np.concatenate([on_x.depthwise.kernel, on_h.depthwise.kernel[:, :, part]], 2)
+                np.concatenate(
+                    [on_x.depthwise.kernel[:, :, of_x], on_h.depthwise.kernel[:, :, part]], 2
+                )
             )
             sep.depthwise.bias.assign(
-                np.concatenate([on_x.depthwise.bias, on_h.depthwise.bias[part]])
+                np.concatenate([on_x.depthwise.bias[of_x], on_h.depthwise.bias[part]])
             )
             sep.pointwise.kernel.assign(
                 np.concatenate(

@@ -45,6 +45,8 @@ class Conv(tf_keras.layers.Layer):
       scheme: quantization scheme, or None for the float network.
       output: a `Quantize` layer to share with other tensors; by default one of its own, for ReLU6
         outputs with the fixed range and for linear ones with an observed one.
+      kernel_initializer: of the kernel; by default one that keeps the variance through a ReLU.
+      bias_initializer: of the bias.
     """
 
     def __init__(
@@ -58,6 +60,7 @@ class Conv(tf_keras.layers.Layer):
         norm: BatchNorm | None = None,
         scheme: Scheme | None = None,
         output: tf_keras.layers.Layer | None = None,
+        kernel_initializer=None,
         bias_initializer="zeros",
         **kwargs,
     ):
@@ -67,6 +70,7 @@ class Conv(tf_keras.layers.Layer):
         self.filters, self.kernel_size, self.strides = filters, kernel_size, strides
         self.groups, self.activation = groups, activation
         self.norm = norm
+        self.kernel_initializer = kernel_initializer or self._default_initializer()
         self.bias_initializer = bias_initializer
         self.kernel_quantizer = scheme.kernel() if scheme else None
         self.output_range = output or quantize(
@@ -83,7 +87,7 @@ class Conv(tf_keras.layers.Layer):
 
     def build(self, input_shape):
         shape = self._kernel_shape(int(input_shape[-1]))
-        self.kernel = self.add_weight("kernel", shape, initializer=self._kernel_initializer())
+        self.kernel = self.add_weight("kernel", shape, initializer=self.kernel_initializer)
         size = (self.filters,)
         self.bias = self.add_weight("bias", size, initializer=self.bias_initializer)
         if self.norm is not None:
@@ -102,7 +106,7 @@ class Conv(tf_keras.layers.Layer):
             )
         super().build(input_shape)
 
-    def _kernel_initializer(self):
+    def _default_initializer(self):
         return tf_keras.initializers.VarianceScaling(2.0, "fan_in")
 
     def _convolve(self, x, kernel, padding):
@@ -198,7 +202,7 @@ class DepthwiseConv(Conv):
         self.filters = channels
         return (self.kernel_size, self.kernel_size, channels, 1)
 
-    def _kernel_initializer(self):
+    def _default_initializer(self):
         # Keras counts the channels of a depthwise kernel into its fan-in; only the window feeds it.
         return tf_keras.initializers.RandomNormal(0.0, 2.0**0.5 / self.kernel_size)
 
@@ -224,7 +228,7 @@ class SeparableConv(tf_keras.layers.Layer):
       kernel_size: side of the depthwise kernel.
       groups: channel groups of the pointwise convolution.
       scheme: quantization scheme, or None.
-      **kwargs: of the pointwise `Conv` (activation, output, bias_initializer) and of the layer.
+      **kwargs: of the pointwise `Conv` (activation, output, initializers) and of the layer.
     """
 
     def __init__(self, filters, kernel_size=3, *, groups=1, scheme=None, name=None, **kwargs):

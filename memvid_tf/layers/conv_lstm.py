@@ -9,14 +9,12 @@ For group g of G, with x from extractor i and `Sep` a separable 3×3 convolution
     M_g        = [h'_g, b_g]
 
 Two forms of the bottleneck share everything else. `PaperCell` is the equation. `FactoredCell` uses
-that Sep_{i,g}([x, h_g]) = P_{i,g}(D(x)) + P_g(D(h_g)): the x term leaves the cell and becomes the
-last layer of its extractor, so one memory graph serves both extractors and no concatenation is
-left in front of the bottleneck.
+that Sep_{i,g}([x, h_g]) = P_{i,g}(D_{i,g}(x)) + P_g(D_g(h_g)): the x term leaves the cell and becomes
+the last layer of its extractor, so one memory graph serves both extractors.
 
 Differs from the paper: M holds all h'_g, then all b_g (the next layer is a convolution, to which
 the order of channels is nothing). The `1` of σ(f + 1) is the initial value of f's bias.
-`FactoredCell` shares the depthwise kernel over x among the groups, and the weights on h between
-the extractors.
+`FactoredCell` shares the weights on h between the extractors.
 """
 
 from typing import NamedTuple
@@ -182,7 +180,7 @@ class PaperCell(GroupedCell):
 
 
 class FactoredCell(GroupedCell):
-    """The bottleneck as a sum of an extractor's projection and a grouped projection of h."""
+    """The bottleneck as a sum of an extractor's projection and a projection of h, both grouped."""
 
     def __init__(self, channels: int, groups: int, scheme: Scheme | None = None, **kwargs):
         super().__init__(channels, groups, scheme, **kwargs)
@@ -190,17 +188,30 @@ class FactoredCell(GroupedCell):
         self.features_range = quantize(scheme, "observed", name="features_range")
         self.projections = {
             extractor: SeparableConv(
-                channels, scheme=scheme, output=self.features_range, name=f"projection_{extractor}"
+                channels,
+                groups=groups,
+                scheme=scheme,
+                output=self.features_range,
+                name=f"projection_{extractor}",
             )
             for extractor in EXTRACTORS
         }
+        # In the paper's form a kernel reads h_g beside the many channels of x. As if it read all of
+        # h, the recurrent term begins as small beside that of x.
+        initializer = tf_keras.initializers.VarianceScaling(2.0 / groups, "fan_in")
         self.h_projection = SeparableConv(
-            channels, groups=groups, scheme=scheme, name="h_projection"
+            channels,
+            groups=groups,
+            scheme=scheme,
+            kernel_initializer=initializer,
+            name="h_projection",
         )
         self.add = Add("relu6", scheme, name="add")
 
     def adapt(self, features, extractor, training=False):
-        return self.projections[check_extractor(extractor)](features, training=training)
+        # x is not divided: every group has kernels of its own over all of its channels.
+        repeated = tf.concat([features] * self.groups, -1)
+        return self.projections[check_extractor(extractor)](repeated, training=training)
 
     def bottleneck(self, features, h, extractor, training=False):
         # Entering the memory graph, the tensor carries the range it left the extractor's with. By
