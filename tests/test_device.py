@@ -364,7 +364,7 @@ def test_a_benchmark_model_of_the_users_is_run_and_read(cable, parts, bundle, tm
     call = f"./{device.push(binary)}"
     text = device.call(benchmark_model.command(call, model, 2, 50, "--use_gpu=true"), None)
     assert "--graph=f1.tflite --num_threads=2 --num_runs=50 --use_gpu=true" in text
-    assert benchmark_model.parse(text)["latency_us"] == [33209.4]
+    assert benchmark_model.parse(text)["latency_us"] == [24123.4]
     with pytest.raises(adb_lib.AdbError, match="exit code 127"):
         device.call("./none", None)
 

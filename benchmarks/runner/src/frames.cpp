@@ -10,17 +10,23 @@ namespace {
 
 constexpr size_t kChannels = 3;
 
-// The box mean of two rows in blocks of 2 × 2, rounded half up; `width` is the result's. Sums of
-// columns come first, a loop that compilers turn into vector code.
+struct Scratch {
+  std::vector<uint16_t> sums;
+  Bytes blocks;
+};
+
+// The box mean of two rows in blocks of 2 × 2, rounded half up; `width` is the result's, and one
+// byte behind it is written too. Every block of two columns is summed, also those that straddle two
+// results, since compilers make vector code of that; then every second one is kept.
 void MeanOfTwoRows(const unsigned char* upper, const unsigned char* lower, size_t width,
-                   uint16_t* sums, unsigned char* mean) {
+                   Scratch& scratch, unsigned char* mean) {
+  uint16_t* const __restrict sums = scratch.sums.data();
+  unsigned char* const __restrict blocks = scratch.blocks.data();
   for (size_t i = 0; i < 2 * width * kChannels; ++i) sums[i] = upper[i] + lower[i];
-  for (size_t x = 0; x < width; ++x) {
-    for (size_t c = 0; c < kChannels; ++c) {
-      const size_t left = 2 * x * kChannels + c;
-      mean[x * kChannels + c] = (sums[left] + sums[left + kChannels] + 2) >> 2;
-    }
+  for (size_t i = 0; i < (2 * width - 1) * kChannels; ++i) {
+    blocks[i] = static_cast<uint16_t>(sums[i] + sums[i + kChannels] + 2) >> 2;
   }
+  for (size_t x = 0; x < width; ++x) memcpy(mean + x * kChannels, blocks + 2 * x * kChannels, 4);
 }
 
 // The same for blocks of any size.
@@ -82,8 +88,8 @@ void Images::Store(long frame, const Tensor& image) const {
                 std::to_string(height * stored_bytes));
   }
   const unsigned char* pixels = frames_[frame];
-  Bytes mean(width * kChannels);
-  std::vector<uint16_t> sums(row_bytes);
+  Bytes mean(width * kChannels + 1);
+  Scratch scratch{std::vector<uint16_t>(row_bytes), Bytes(row_bytes)};
   image.Map(true, [&](unsigned char* stored) {
     for (size_t y = 0; y < height; ++y, pixels += factor_ * row_bytes, stored += stored_bytes) {
       if (factor_ == 1) {
@@ -91,7 +97,7 @@ void Images::Store(long frame, const Tensor& image) const {
         continue;
       }
       if (factor_ == 2) {
-        MeanOfTwoRows(pixels, pixels + row_bytes, width, sums.data(), mean.data());
+        MeanOfTwoRows(pixels, pixels + row_bytes, width, scratch, mean.data());
       } else {
         MeanOfRows(pixels, row_bytes, width, factor_, mean.data());
       }
