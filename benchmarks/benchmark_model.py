@@ -2,7 +2,11 @@
 
 It is the second engine, for delegates that the native runner does not drive: the user supplies the
 binary. It reports statistics instead of samples, so a repeat counts as one sample, its average.
-Generations differ: lines may begin with "INFO: ", newer ones add percentiles.
+
+Both generations print a `count=… avg=…` line in microseconds for the warm-up and one for the runs.
+TensorFlow Lite's ends with a line `Inference timings in us: …`. LiteRT's, which runs one signature
+through the compiled model, ends with a block of `name: value ms` lines instead, and begins its lines
+with a level and its source's file and line.
 """
 
 import re
@@ -12,11 +16,15 @@ from memvid_tf.errors import UserError
 
 _NUMBER = r"([0-9.eE+]+)"
 _STATISTICS = re.compile(
-    rf"^count=(\d+) (?:first={_NUMBER} curr={_NUMBER} min={_NUMBER} max={_NUMBER} avg={_NUMBER} "
-    rf"std={_NUMBER}(?: p5={_NUMBER} median={_NUMBER} p95={_NUMBER})?|curr={_NUMBER} ?\(all same\))"
+    rf"^count=(\d+) (?:first={_NUMBER} )?curr={_NUMBER}"
+    rf"(?: min={_NUMBER} max={_NUMBER} avg={_NUMBER} std={_NUMBER}| ?\(all same\))?"
+    rf"(?: p5={_NUMBER} median={_NUMBER} p95={_NUMBER})?"
 )
-_PREFIX = re.compile(r"^(?:INFO|WARNING|ERROR): (?:\[[^\]]*\] )?")
 _NAMES = ("first", "curr", "min", "max", "avg", "std", "p5", "median", "p95")
+_PREFIX = re.compile(r"^(?:INFO|WARNING|WARN|ERROR): (?:\[[^\]]*\] ?)?")
+_TIMINGS = "nference timings in us:"
+_BLOCK = "= BENCHMARK RESULTS ="
+_BLOCK_LINE = re.compile(rf"^(\w[\w ]*(?:\([a-z]+\))?): +{_NUMBER} ms(?: \((\d+) runs\))?$")
 
 
 class ParseError(UserError):
@@ -41,30 +49,73 @@ def parse(text: str) -> dict:
       ParseError: statistics or timings are missing: the call failed or was cut short.
     """
     lines = [_PREFIX.sub("", line.strip()) for line in text.splitlines()]
-    found = [match for line in lines if (match := _STATISTICS.match(line))]
-    timings = next((line for line in lines if "nference timings in us:" in line), None)
     # The first statistics are the warm-up's, unless there was none.
-    if not found or timings is None:
-        raise ParseError(
-            "benchmark_model printed no 'count=… avg=…' line or no 'Inference timings in us' line: "
-            f"it failed or was cut short; the end of it: {' '.join(' '.join(lines[-3:]).split())}"
-        )
-    count, *values, same = found[-1].groups()
-    if same is not None:
-        reported = dict.fromkeys(("first", "curr", "min", "max", "avg"), float(same))
+    counted = [_statistics(match) for line in lines if (match := _STATISTICS.match(line))]
+    timings = next((line for line in lines if _TIMINGS in line), None)
+    block = next((lines[i:] for i, line in enumerate(lines) if _BLOCK in line), None)
+    if timings is not None and counted:
+        said = _timings(timings, counted[-1])
+    elif block is not None:
+        said = _block(block)
+        if counted and said["average"] is not None:
+            said["average"] = counted[-1]["avg"]  # the same with all its digits
     else:
-        reported = {n: float(v) for n, v in zip(_NAMES, values, strict=True) if v is not None}
-    named = dict(re.findall(rf"(Init|Warmup(?: \(avg\))?|no stats): {_NUMBER}", timings))
-    named |= dict(re.findall(rf"(Inference) \(avg\): {_NUMBER}", timings))
-    average = float(named.get("Inference", named.get("no stats", reported["avg"])))
-    delegated = re.search(r"(\d+) nodes? (?:out of|delegated out of) (\d+)", "\n".join(lines))
-    delegated = delegated or re.search(r"Replacing (\d+) out of (\d+) node", "\n".join(lines))
+        said = {}
+    reported = counted[-1] if counted else said.get("reported")
+    if said.get("average") is None or reported is None:
+        raise ParseError(
+            "benchmark_model printed neither a 'count=… avg=…' line with an 'Inference timings in "
+            "us' line nor a whole block of BENCHMARK RESULTS: it failed or was cut short; the end "
+            f"of it: {' '.join(' '.join(lines[-3:]).split())}"
+        )
+    found = re.search(r"(\d+) nodes? (?:out of|delegated out of) (\d+)", "\n".join(lines))
+    found = found or re.search(r"Replacing (\d+) out of (\d+) node", "\n".join(lines))
     return {
-        "latency_us": [average],
-        "reported": {"count": int(count), **reported},
-        "init_us": float(named["Init"]) if "Init" in named else None,
-        "warm_up_us": _first(named, "Warmup (avg)", "Warmup"),
-        "delegated_nodes": int(delegated[1]) if delegated else None,
+        "latency_us": [said["average"]],
+        "reported": reported,
+        "init_us": said["init"],
+        "warm_up_us": said["warm_up"],
+        "delegated_nodes": int(found[1]) if found else None,
+    }
+
+
+def _statistics(match: re.Match) -> dict[str, float]:
+    """A `count=…` line; with one run, or runs that are all the same, the last one says it all."""
+    count, *values = match.groups()
+    found = {n: float(v) for n, v in zip(_NAMES, values, strict=True) if v is not None}
+    if "avg" not in found:
+        found |= dict.fromkeys(("first", "min", "max", "avg"), found["curr"])
+    return {"count": int(count), **found}
+
+
+def _timings(line: str, runs: dict[str, float]) -> dict[str, float | None]:
+    """TensorFlow Lite's last line; the oldest ones call the average "no stats"."""
+    named = dict(re.findall(rf"([A-Z][\w ]*(?:\(avg\))?|no stats): {_NUMBER}", line))
+
+    def first(*names):
+        return next((float(named[name]) for name in names if name in named), None)
+
+    return {
+        "average": first("Inference (avg)", "no stats") or runs["avg"],
+        "init": first("Init"),
+        "warm_up": first("Warmup (avg)", "Warmup"),
+    }
+
+
+def _block(lines: list[str]) -> dict:
+    """LiteRT's block, in milliseconds with two digits."""
+    found = {m[1]: m for line in lines if (m := _BLOCK_LINE.match(line))}
+    us = {name: 1e3 * float(match[2]) for name, match in found.items()}
+    reported = None
+    runs = found.get("Inference (avg)")
+    if runs is not None and runs[3] is not None:
+        names = [n for n in ("avg", "min", "max") if f"Inference ({n})" in us]
+        reported = {"count": int(runs[3]), **{n: us[f"Inference ({n})"] for n in names}}
+    return {
+        "average": us.get("Inference (avg)"),
+        "init": us.get("Model initialization"),
+        "warm_up": us.get("Warmup (avg)"),
+        "reported": reported,
     }
 
 
@@ -90,6 +141,3 @@ def parse_profile(text: str) -> list[dict]:
                 continue  # the header
     return operators
 
-
-def _first(named: dict[str, str], *names: str) -> float | None:
-    return next((float(named[name]) for name in names if name in named), None)

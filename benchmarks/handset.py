@@ -53,6 +53,7 @@ class Handset:
 
     Attributes:
       adb: the device.
+      hashes: sha256 of the runner and LiteRT that it is given, by name.
     """
 
     def __init__(
@@ -60,6 +61,7 @@ class Handset:
         reconnect_s: float = 60.0, say: Callable[[str], None] = lambda line: None,
     ):  # fmt: skip
         self.adb, self._payload, self._folder = adb, parts, folder
+        self.hashes = parts.hashes
         self._job_s, self._reconnect_s, self._say = job_s, reconnect_s, say
         self._known: dict[str, str] | None = None  # sha256 by name of what the folder holds
 

@@ -9,6 +9,7 @@ import dataclasses
 import json
 import os
 import statistics
+import threading
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -93,6 +94,7 @@ class Results:
 
     def __init__(self, path: str | os.PathLike | None, measurements: Iterable[Measurement] = ()):
         self.path, self.measurements = path, list(measurements)
+        self._lock = threading.Lock()  # several devices may append
 
     @classmethod
     def load(cls, path: str | os.PathLike, missing_ok: bool = False) -> "Results":
@@ -127,15 +129,16 @@ class Results:
 
     def append(self, measurement: Measurement) -> None:
         """Adds a measurement and replaces the file."""
-        self.measurements.append(measurement)
-        if self.path is None:
-            return
-        entries = [dataclasses.asdict(m) for m in self.measurements]
-        # One line an entry: samples would take one each in indented JSON.
-        lines = ",\n".join(json.dumps(entry) for entry in entries)
-        files.write_text(
-            self.path, f'{{"schema_version": {SCHEMA_VERSION}, "measurements": [\n{lines}\n]}}\n'
-        )
+        with self._lock:
+            self.measurements.append(measurement)
+            if self.path is None:
+                return
+            # One line an entry: samples would take one each in indented JSON.
+            lines = ",\n".join(json.dumps(dataclasses.asdict(m)) for m in self.measurements)
+            files.write_text(
+                self.path,
+                f'{{"schema_version": {SCHEMA_VERSION}, "measurements": [\n{lines}\n]}}\n',
+            )
 
     def has(self, setting: Setting, repeat: int, hashes: dict[str, str]) -> bool:
         """Whether this repeat is there already.

@@ -23,7 +23,7 @@ from benchmarks import adb as adb_lib
 from benchmarks import benchmark_model, packages, payload, phone
 from benchmarks import measurements as schema
 from benchmarks.handset import GoldenMismatch, Handset, LoaderFailed
-from benchmarks.runner import local, plan
+from benchmarks.runner import local, schedules
 from memvid_tf.errors import UserError
 
 pixel = flagless.program("benchmarks.pixel")
@@ -211,14 +211,14 @@ def bundle():
 
 
 def f1_job(bundle, **changes):
-    setting = plan.ScheduleSetting("f1", None, frames=20, warm_up=0, record=True, **changes)
-    return plan.schedule(bundle, setting, plan.random_frames(bundle, 2, seed=3))
+    setting = schedules.ScheduleSetting("f1", None, frames=20, warm_up=0, record=True, **changes)
+    return schedules.schedule(bundle, setting, schedules.random_frames(bundle, 2, seed=3))
 
 
 def test_goldens_and_a_schedule_on_both_emulated_cores(server, parts, bundle, address):
     """Extractors byte for byte; a run of f1 alone has no state, so its outputs are the host's."""
     job = f1_job(bundle)
-    expected = local.run(job)[1][plan.RECORD]
+    expected = local.run(job)[1][schedules.RECORD]
     for cpu in pixel.CPUS:
         with pixel.booted(cpu) as where:
             connect(server, where)
@@ -228,7 +228,7 @@ def test_goldens_and_a_schedule_on_both_emulated_cores(server, parts, bundle, ad
             assert "7 of 7 files pushed" in device.prepare()
             assert "12 golden tensors" in device.check_goldens(bundle)
             result, files = device.run(job, None)
-            assert len(result["latency_us"]) == 20 and len(files[plan.RECORD]) == len(expected)
+            assert len(result["latency_us"]) == 20 and len(files[schedules.RECORD]) == len(expected)
             assert not phone.describe(adb)["physical"]
             assert "0 of 7 files pushed" in Handset(adb, parts, FOLDER).prepare()
     disconnect(server)
@@ -273,7 +273,7 @@ def test_a_cut_in_a_pull_is_survived(cable, parts, bundle):
     device.run(f1_job(bundle), None)
     cable.budget["from"] = 20_000  # the recorded outputs are more
     _, files = device.run(f1_job(bundle), None)
-    assert cable.cuts == 1 and len(files[plan.RECORD]) > 20_000
+    assert cable.cuts == 1 and len(files[schedules.RECORD]) > 20_000
 
 
 def test_a_device_that_stays_away_is_given_up(server, parts, bundle):
@@ -364,7 +364,7 @@ def test_a_benchmark_model_of_the_users_is_run_and_read(cable, parts, bundle, tm
     call = f"./{device.push(binary)}"
     text = device.call(benchmark_model.command(call, model, 2, 50, "--use_gpu=true"), None)
     assert "--graph=f1.tflite --num_threads=2 --num_runs=50 --use_gpu=true" in text
-    assert benchmark_model.parse(text)["latency_us"] == [33209.4]
+    assert benchmark_model.parse(text)["latency_us"] == [24123.4]
     with pytest.raises(adb_lib.AdbError, match="exit code 127"):
         device.call("./none", None)
 

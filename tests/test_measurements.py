@@ -15,6 +15,7 @@ import tiny_bundle
 
 from benchmarks import measurements as schema
 from benchmarks import plots
+from benchmarks import tasks as work
 from benchmarks.engines import PythonEngine
 from memvid_tf.errors import UserError
 from memvid_tf.evaluation import streaming
@@ -197,29 +198,28 @@ def test_a_plot_shows_every_point():
 
 def test_this_machine_is_measured_and_goes_on_where_it_stopped(tmp_path, monkeypatch):
     bundle, engine = tiny_bundle.load(), PythonEngine()
-    tasks = host.graph_tasks(bundle, "tiny int8", "here", engine, 1, runs=3)
-    tasks += host.schedule_tasks(bundle, "tiny int8", "here", engine, 1, 20, 3, 0.0, seed=0)
-    tasks.append(host.peer_task(bundle.graph_path("f0"), "here", engine, 1, runs=2))
+    wish = work.Wish([1], runs=3, frames=20, tau=3)
+    tasks = work.all_tasks([bundle], [bundle.graph_path("f0")], "here", engine.name, wish)
     device = {"name": "here", "physical": True}
     path = tmp_path / "host.json"
 
     def stop_after(count):
         left = iter(range(count))
 
-        def run(task):
+        def run(task, engine):
             if next(left, None) is None:
                 raise KeyboardInterrupt
-            return task.run()
+            return task.run(engine)
 
-        return [dataclasses.replace(t, run=lambda t=t: run(t)) for t in tasks]
+        return [dataclasses.replace(t, run=lambda e, t=t: run(t, e)) for t in tasks]
 
     results = schema.Results.load(path, missing_ok=True)
     with pytest.raises(KeyboardInterrupt):
-        host.measure(stop_after(4), 2, 0, results, device, {})
+        host.measure(stop_after(4), engine, 2, 0, results, device)
     results = schema.Results.load(path)
     kept = list(results.measurements)
     assert len(kept) == 4
-    host.measure(tasks, 2, 0, results, device, {})
+    host.measure(tasks, engine, 2, 0, results, device)
     assert results.measurements[:4] == kept and len(results.measurements) == 2 * len(tasks)
     found = {s.setting.name: s for s in schema.summaries(results.measurements)}
     assert found["sync τ=3"].effective_tau == 3 and found["sync τ=3"].samples == 40

@@ -7,15 +7,18 @@ import subprocess
 import numpy as np
 import pytest
 import tiny_bundle
+import tiny_patchwork
 
-from benchmarks.runner import build, local, plan
+from benchmarks.runner import build, local, plan, schedules
 from memvid_tf.errors import UserError
-from memvid_tf.runtime import schedules
+from memvid_tf.runtime import schedules as runtime_schedules
 from memvid_tf.runtime.asynchronous import MemoryUpdater
 from memvid_tf.runtime.bundle import Bundle
-from memvid_tf.runtime.detector import InterleavedDetector
+from memvid_tf.runtime.detector import InterleavedDetector, load_graph
 from memvid_tf.runtime.manifest import GraphSpec, PolicySpec
+from memvid_tf.runtime.patchwork import PatchworkNetwork
 from memvid_tf.runtime.policy import Policy
+from memvid_tf.runtime.windowed import POLICIES
 
 FRAMES = 12
 HEADS = ("box_encodings", "class_logits")
@@ -109,7 +112,7 @@ def in_turn(bundle, schedule, frames):
     state = detector.initial_state()
     for index, frame in enumerate(frames):
         extractor = schedule.pick(index)
-        features = detector.extract(extractor, getattr(frame, extractor))
+        features = detector.extract(extractor, getattr(detector.prepare(frame), extractor))
         updates = detector.updates_state[extractor]
         boxes, logits, after = detector.step(features, state, updates or schedule.wants_candidate)
         schedule.observe(extractor, after, state)
@@ -118,17 +121,17 @@ def in_turn(bundle, schedule, frames):
 
 
 def setting(name, tau, **changes):
-    return plan.ScheduleSetting(name, tau, frames=FRAMES, warm_up=0, record=True, **changes)
+    return schedules.ScheduleSetting(name, tau, frames=FRAMES, warm_up=0, record=True, **changes)
 
 
 @pytest.mark.parametrize("name, tau", [("f0", None), ("f1", None), ("sync", 3)])
 def test_frames_in_turn_equal_the_python_runtime(bundle, name, tau):
-    frames = plan.prepared_frames(bundle, tiny_bundle.frames(FRAMES, seed=4))
-    result, files = local.run(plan.schedule(bundle, setting(name, tau), frames))
-    fixed = schedules.FixedSchedule({"f0": 0, "f1": None}.get(name, tau))
+    frames = schedules.recorded_frames(bundle, tiny_bundle.frames(FRAMES, seed=4))
+    result, files = local.run(schedules.schedule(bundle, setting(name, tau), frames))
+    fixed = runtime_schedules.FixedSchedule({"f0": 0, "f1": None}.get(name, tau))
     wanted = list(in_turn(bundle, fixed, frames))
     assert result["extractors"] == "".join(extractor[1] for extractor, *_ in wanted)
-    for actual, (_, *arrays) in zip(decode(bundle, files[plan.RECORD]), wanted, strict=True):
+    for actual, (_, *arrays) in zip(decode(bundle, files[schedules.RECORD]), wanted, strict=True):
         assert_same(actual, *arrays)
     assert result["memory_age_frames"] == {
         "f0": [0] * 12, "f1": [-1] * 12, "sync": [0, 1, 2, 3] * 3
@@ -142,14 +145,14 @@ def test_frames_in_turn_equal_the_python_runtime(bundle, name, tau):
 @pytest.mark.parametrize("max_tau", [None, 1])
 def test_a_policy_decides_as_in_the_python_runtime(adaptive_bundle, observes, max_tau):
     bundle = adaptive_bundle(observes)
-    frames = plan.prepared_frames(bundle, tiny_bundle.frames(FRAMES, seed=6))
-    result, files = local.run(plan.schedule(bundle, setting("adaptive", max_tau), frames))
-    schedule = schedules.AdaptiveSchedule(Policy(bundle), max_tau)
+    frames = schedules.recorded_frames(bundle, tiny_bundle.frames(FRAMES, seed=6))
+    result, files = local.run(schedules.schedule(bundle, setting("adaptive", max_tau), frames))
+    schedule = runtime_schedules.AdaptiveSchedule(Policy(bundle), max_tau)
     wanted = list(in_turn(bundle, schedule, frames))
     extractors = "".join(extractor[1] for extractor, *_ in wanted)
     assert {"0", "1"} == set(extractors), "the test's policy must do both"
     assert result["extractors"] == extractors
-    for actual, (_, *arrays) in zip(decode(bundle, files[plan.RECORD]), wanted, strict=True):
+    for actual, (_, *arrays) in zip(decode(bundle, files[schedules.RECORD]), wanted, strict=True):
         assert_same(actual, *arrays)
 
 
@@ -158,28 +161,75 @@ def test_a_policy_decides_as_in_the_python_runtime(adaptive_bundle, observes, ma
 def test_beside_the_worker_equals_a_replay_of_what_happened(adaptive_bundle, name, fps):
     """Which frame meets which memory depends on time; what comes out of the two does not."""
     bundle = adaptive_bundle("memory")
-    frames = plan.prepared_frames(bundle, tiny_bundle.frames(FRAMES, seed=8))
-    result, files = local.run(plan.schedule(bundle, setting(name, 2, fps=fps), frames))
+    frames = schedules.recorded_frames(bundle, tiny_bundle.frames(FRAMES, seed=8))
+    result, files = local.run(schedules.schedule(bundle, setting(name, 2, fps=fps), frames))
     detector, update = InterleavedDetector(bundle), MemoryUpdater(bundle)
     memories, state = {}, detector.initial_state()
     for written in map(int, result["update_frames"]):
-        memories[written] = state = update(frames[written].f0, state)
+        memories[written] = state = update(detector.prepare(frames[written]).f0, state)
     # At full speed a busy machine may never get round to the worker.
     assert 0 in memories and (len(memories) > 1 or not fps)
-    recorded = decode(bundle, files[plan.RECORD])
+    recorded = decode(bundle, files[schedules.RECORD])
     assert len(recorded) == FRAMES == len(result["late_us"]) or not fps
     for index, (actual, age) in enumerate(zip(recorded, result["memory_age_frames"], strict=True)):
-        features = detector.extract("f1", frames[index].f1)
+        features = detector.extract("f1", detector.prepare(frames[index]).f1)
         boxes, logits, _ = detector.step(features, memories[index - int(age)], False)
         assert_same(actual, boxes, logits, detector.post(boxes, logits))
 
 
 def test_frames_are_not_taken_before_they_are_there():
     bundle = tiny_bundle.load()
-    frames = plan.random_frames(bundle, 2, seed=1)
-    result, _ = local.run(plan.schedule(bundle, setting("f1", None, fps=100.0), frames))
+    frames = schedules.random_frames(bundle, 2, seed=1)
+    result, _ = local.run(schedules.schedule(bundle, setting("f1", None, fps=100.0), frames))
     assert len(result["late_us"]) == FRAMES and min(result["late_us"]) >= 0
     assert result["elapsed_us"] >= (FRAMES - 1) * 1e4
+
+
+@pytest.mark.parametrize("factor", [2, 3])
+def test_images_are_shrunk_and_stored_as_in_the_python_runtime(bundle, factor):
+    """f1 sees nothing but the box mean."""
+    sizes = {"f0": tuple(factor * side for side in tiny_bundle.F1_SIZE), "f1": tiny_bundle.F1_SIZE}
+    image = dataclasses.replace(bundle.manifest.image, sizes=sizes)
+    other = dataclasses.replace(bundle, manifest=dataclasses.replace(bundle.manifest, image=image))
+    frames = schedules.random_frames(other, FRAMES, seed=5)
+    result, files = local.run(schedules.schedule(other, setting("f1", None), frames))
+    wanted = in_turn(other, runtime_schedules.FixedSchedule(None), frames)
+    for actual, (_, *arrays) in zip(decode(bundle, files[schedules.RECORD]), wanted, strict=True):
+        assert_same(actual, *arrays)
+    assert len(result["prepare_us"]) == FRAMES and min(result["prepare_us"]) > 0
+
+
+@pytest.mark.parametrize("name", schedules.PATCHWORK)
+@pytest.mark.parametrize("kind", tiny_patchwork.KINDS)
+def test_windows_equal_the_python_runtime(kind, name):
+    _, bundle = tiny_patchwork.exported(kind)
+    count = 2 * bundle.manifest.windows.layout().windows.count + 3
+    frames = schedules.recorded_frames(bundle, tiny_bundle.frames(count, (70, 90), seed=9))
+    wish = schedules.ScheduleSetting(name, frames=count - 2, warm_up=2, record=True)
+    result, files = local.run(schedules.schedule(bundle, wish, frames))
+    wanted, ages, memory = b"", [], None
+    network = PatchworkNetwork(bundle)
+    policy = None if name == "full" else POLICIES[name](network.layout.windows.count)
+    post = None
+    if "post" in bundle.manifest.calls:
+        post = load_graph(bundle, bundle.manifest.calls["post"][0])
+    for index, frame in enumerate(frames):
+        image = network.prepare(frame)
+        if memory is None or name == "full":
+            outputs, memory = network.first(image)
+        else:
+            outputs = network.step(image, policy.pick(index), memory)
+        wanted += b"".join(array.tobytes() for array in outputs.values())
+        if post is not None:
+            found = post(**outputs)
+            wanted += b"".join(found[name].tobytes() for name in OUTPUTS)
+        ages.append(memory.ages_frames.max())
+    assert files[schedules.RECORD] == wanted
+    assert result["memory_age_frames"] == ages[2:]
+    assert result["extractors"] == ("0" if name == "full" else "1") * (count - 2)
+    mean = result["mean_us"]
+    assert mean["extract"] > 0 and mean["memory"] > 0 and (mean["post"] > 0) == (post is not None)
+    assert all(a >= b > 0 for a, b in zip(result["latency_us"], result["invoke_us"]))
 
 
 def test_goldens_are_compared_element_by_element(tmp_path, bundle):
@@ -245,8 +295,8 @@ def test_a_result_that_is_not_whole_is_refused():
 
 def test_a_runner_that_hangs_is_stopped():
     bundle = tiny_bundle.load()
-    slow = plan.ScheduleSetting("f1", None, frames=100, warm_up=0, fps=0.1)
-    job = plan.schedule(bundle, slow, plan.random_frames(bundle, 1, seed=0))
+    slow = schedules.ScheduleSetting("f1", None, frames=100, warm_up=0, fps=0.1)
+    job = schedules.schedule(bundle, slow, schedules.random_frames(bundle, 1, seed=0))
     with pytest.raises(local.RunnerError, match="stopped after 1 s"):
         local.run(job, timeout_s=1.0)
 
@@ -257,12 +307,13 @@ def test_a_runner_that_hangs_is_stopped():
         ("adaptive", None, "has no policy"),
         ("often", 1, "'often' is not one of f0, f1, sync"),
         ("sync", None, "tau of schedule 'sync' is None"),
+        ("scanning", None, "'scanning' is not one of f0, f1, sync"),
     ],
 )
 def test_schedules_that_a_bundle_cannot_run(name, tau, message):
     bundle = tiny_bundle.load()
     with pytest.raises(UserError, match=message):
-        plan.schedule(bundle, plan.ScheduleSetting(name, tau), plan.random_frames(bundle, 1, 0))
+        schedules.schedule(bundle, schedules.ScheduleSetting(name, tau), schedules.random_frames(bundle, 1, 0))
 
 
 def test_the_binary_is_built_once_and_whole(runner, monkeypatch, tmp_path):

@@ -80,6 +80,12 @@ void AddOptions(Handle options, const char* id, const std::string& toml, const s
   CHECK_LITERT(AddOpaqueOptions, where, options, opaque);
 }
 
+void CheckFits(const Tensor& tensor, const Tensor& other) {
+  if (tensor.bytes == other.bytes) return;
+  throw Error(tensor.name + " has " + std::to_string(tensor.bytes) + " bytes and " + other.name +
+              " " + std::to_string(other.bytes) + "; the plan passes one to the other");
+}
+
 }  // namespace
 
 double NowUs() {
@@ -105,18 +111,19 @@ void Open(const std::string& library) {
   CHECK_LITERT(CreateEnvironment, library, 0, nullptr, &environment);
 }
 
-void Tensor::Write(const void* data) const {
+void Tensor::Map(bool write, const std::function<void(unsigned char*)>& use) const {
   void* memory = nullptr;
-  CHECK_LITERT(LockTensorBuffer, name, buffer, &memory, kLockWrite);
-  memcpy(memory, data, bytes);
+  CHECK_LITERT(LockTensorBuffer, name, buffer, &memory, write ? kLockWrite : kLockRead);
+  use(static_cast<unsigned char*>(memory));
   CHECK_LITERT(UnlockTensorBuffer, name, buffer);
 }
 
+void Tensor::Write(const void* data) const {
+  Map(true, [&](unsigned char* memory) { memcpy(memory, data, bytes); });
+}
+
 void Tensor::Read(void* data) const {
-  void* memory = nullptr;
-  CHECK_LITERT(LockTensorBuffer, name, buffer, &memory, kLockRead);
-  memcpy(data, memory, bytes);
-  CHECK_LITERT(UnlockTensorBuffer, name, buffer);
+  Map(false, [&](unsigned char* memory) { memcpy(data, memory, bytes); });
 }
 
 Bytes Tensor::Read() const {
@@ -126,14 +133,8 @@ Bytes Tensor::Read() const {
 }
 
 void Tensor::CopyTo(const Tensor& other) const {
-  if (bytes != other.bytes) {
-    throw Error(name + " has " + std::to_string(bytes) + " bytes and " + other.name + " " +
-                std::to_string(other.bytes) + "; the plan passes one to the other");
-  }
-  void* memory = nullptr;
-  CHECK_LITERT(LockTensorBuffer, name, buffer, &memory, kLockRead);
-  other.Write(memory);
-  CHECK_LITERT(UnlockTensorBuffer, name, buffer);
+  CheckFits(*this, other);
+  Map(false, [&](unsigned char* memory) { other.Write(memory); });
 }
 
 Model::Model(const std::string& file, int threads, bool profile) : file_(file) {
@@ -185,15 +186,18 @@ Call::Call(const Model& model, const std::string& signature)
     known += std::string(" ") + key;
   }
   if (found == nullptr) throw Error(where_ + ": no such signature; the model has" + known);
+  Describe(found);
+}
 
+void Call::Describe(Handle signature) {
   const auto buffers = [&](auto number, auto name_of, auto tensor_of, auto requirements_of,
                            std::vector<Tensor>& tensors, std::vector<void*>& handles,
-                           bool computed_shapes) {
+                           bool output) {
     size_t size = 0;
-    Check(number(found, &size), "GetNumSignature…", where_);
+    Check(number(signature, &size), "GetNumSignature…", where_);
     // Some operators decide on their shapes when they are prepared; the file says nothing then.
     std::vector<Layout> layouts(size);
-    if (computed_shapes) {
+    if (output) {
       CHECK_LITERT(GetCompiledModelOutputTensorLayouts, where_, compiled_, index_, size,
                    layouts.data(), true);
     }
@@ -201,19 +205,25 @@ Call::Call(const Model& model, const std::string& signature)
       const char* name = nullptr;
       Handle described = nullptr, requirements = nullptr;
       RankedTensorType type;
-      Check(name_of(found, i, &name), "GetSignature…Name", where_);
-      Check(tensor_of(found, i, &described), "GetSignature…TensorByIndex", where_);
+      Check(name_of(signature, i, &name), "GetSignature…Name", where_);
+      Check(tensor_of(signature, i, &described), "GetSignature…TensorByIndex", where_);
       CHECK_LITERT(GetRankedTensorType, where_, described, &type);
-      if (computed_shapes) type.layout = layouts[i];
+      if (output) type.layout = layouts[i];
       Check(requirements_of(compiled_, index_, i, &requirements), "Get…BufferRequirements", where_);
+      const auto create = [where = where_, type, requirements]() {
+        Handle buffer = nullptr;
+        CHECK_LITERT(CreateManagedTensorBufferFromRequirements, where, environment, &type,
+                     requirements, &buffer);
+        return buffer;
+      };
       Tensor tensor;
       tensor.name = name;
       tensor.type = type.element_type;
-      CHECK_LITERT(CreateManagedTensorBufferFromRequirements, where_, environment, &type,
-                   requirements, &tensor.buffer);
+      tensor.buffer = create();
       CHECK_LITERT(GetTensorBufferPackedSize, where_, tensor.buffer, &tensor.bytes);
       tensors.push_back(tensor);
       handles.push_back(tensor.buffer);
+      if (output) new_output_.push_back(create);
     }
   };
   buffers(GetNumSignatureInputs, GetSignatureInputName, GetSignatureInputTensorByIndex,
@@ -222,13 +232,35 @@ Call::Call(const Model& model, const std::string& signature)
           GetCompiledModelOutputBufferRequirements, outputs_, output_buffers_, true);
 }
 
-const Tensor& Call::Find(const std::vector<Tensor>& tensors, const std::string& name) const {
-  std::string known;
-  for (const Tensor& tensor : tensors) {
-    if (tensor.name == name) return tensor;
-    known += " " + tensor.name;
+size_t Call::Index(const std::vector<Tensor>& tensors, const std::string& name) const {
+  for (size_t i = 0; i < tensors.size(); ++i) {
+    if (tensors[i].name == name) return i;
   }
+  std::string known;
+  for (const Tensor& tensor : tensors) known += " " + tensor.name;
   throw Error(where_ + ": no tensor " + name + "; it has" + known);
+}
+
+void Call::Bind(std::vector<Tensor>& tensors, std::vector<void*>& buffers, const std::string& name,
+                const Tensor& other) {
+  const size_t index = Index(tensors, name);
+  CheckFits(other, tensors[index]);
+  tensors[index].buffer = buffers[index] = other.buffer;
+}
+
+void Call::BindInput(const std::string& name, const Tensor& other) {
+  Bind(inputs_, input_buffers_, name, other);
+}
+
+void Call::BindOutput(const std::string& name, const Tensor& other) {
+  Bind(outputs_, output_buffers_, name, other);
+}
+
+Tensor Call::Another(const std::string& output) const {
+  const size_t index = Index(outputs_, output);
+  Tensor tensor = outputs_[index];
+  tensor.buffer = new_output_[index]();
+  return tensor;
 }
 
 double Call::Run() const {

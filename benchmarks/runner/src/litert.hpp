@@ -6,6 +6,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <map>
 #include <stdexcept>
 #include <string>
@@ -23,6 +24,7 @@ using Bytes = std::vector<unsigned char>;
 // Opens libLiteRt.so and creates the environment; called once, before any Model.
 void Open(const std::string& library);
 
+// A tensor's memory. Copies share it; nothing is freed before the program ends.
 struct Tensor {
   std::string name;
   int type = 0;         // LiteRtElementType
@@ -34,6 +36,8 @@ struct Tensor {
   Bytes Read() const;
   // Copies to a tensor of the same size.
   void CopyTo(const Tensor& other) const;
+  // Lets `use` work on the memory itself.
+  void Map(bool write, const std::function<void(unsigned char*)>& use) const;
 };
 
 constexpr int kFloat32 = 1;
@@ -56,10 +60,16 @@ class Model {
   void* compiled_ = nullptr;
 };
 
-// One signature of a model with buffers of its own. An empty name takes the only one.
+// One signature of a model with memory of its own. An empty name takes the only one.
 class Call {
  public:
   Call(const Model& model, const std::string& signature);
+
+  // Lets a tensor live where `other` does: what one graph writes the next one reads, without a copy.
+  void BindInput(const std::string& name, const Tensor& other);
+  void BindOutput(const std::string& name, const Tensor& other);
+  // Further memory that can be bound as this output.
+  Tensor Another(const std::string& output) const;
 
   const Tensor& input(const std::string& name) const { return Find(inputs_, name); }
   const Tensor& output(const std::string& name) const { return Find(outputs_, name); }
@@ -70,12 +80,19 @@ class Call {
   double Run() const;
 
  private:
-  const Tensor& Find(const std::vector<Tensor>& tensors, const std::string& name) const;
+  size_t Index(const std::vector<Tensor>& tensors, const std::string& name) const;
+  const Tensor& Find(const std::vector<Tensor>& tensors, const std::string& name) const {
+    return tensors[Index(tensors, name)];
+  }
+  void Bind(std::vector<Tensor>& tensors, std::vector<void*>& buffers, const std::string& name,
+            const Tensor& other);
+  void Describe(void* signature);
 
   std::string where_;
   void* compiled_;
   size_t index_ = 0;
   std::vector<Tensor> inputs_, outputs_;
+  std::vector<std::function<void*()>> new_output_;  // by output: creates its memory
   mutable std::vector<void*> input_buffers_, output_buffers_;
 };
 

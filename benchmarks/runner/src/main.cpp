@@ -25,7 +25,11 @@ int main(int argc, char** argv) {
     } else if (job == "golden") {
       json = CheckGoldens(plan);
     } else if (job == "schedule") {
-      json = RunSchedule(plan);
+      const std::string system = plan.one("system").at(0);
+      if (system != "interleaved" && system != "patchwork") {
+        throw litert::Error("plan: system is '" + system + "', wanted interleaved or patchwork");
+      }
+      json = system == "interleaved" ? RunInterleaved(plan) : RunWindows(plan);
     } else {
       throw litert::Error("plan: job is '" + job + "', wanted graph, golden or schedule");
     }

@@ -39,6 +39,7 @@ class Json {
   Json& Number(const std::string& key, double value);
   Json& Flag(const std::string& key, bool value);
   Json& Numbers(const std::string& key, const std::vector<double>& values);
+  Json& Object(const std::string& key, const Json& value) { return Raw(key, value.str()); }
   Json& Objects(const std::string& key, const std::vector<Json>& values);
   std::string str() const { return "{" + text_ + "}"; }
 
@@ -47,7 +48,8 @@ class Json {
   std::string text_;
 };
 
-// The three jobs.
+// The three jobs; a schedule is of the interleaved detector or of Patchwork.
 Json MeasureGraph(const Plan& plan);
 Json CheckGoldens(const Plan& plan);
-Json RunSchedule(const Plan& plan);
+Json RunInterleaved(const Plan& plan);
+Json RunWindows(const Plan& plan);
