@@ -1,7 +1,8 @@
 """LFS tables 1 and 2 beside what the networks of this repository cost.
 
-Every cost is counted in a graph traced from the network itself (`benchmarks.counting`), at paper
-scale. Systems that the repository does not have keep their row, with a blank cell and the reason.
+Every cost is counted in a graph traced from the network itself (`memvid_tf.evaluation.counting`),
+at paper scale. Systems that the repository does not have keep their row, with a blank cell and the
+reason.
 """
 
 import dataclasses
@@ -11,7 +12,7 @@ from collections.abc import Callable
 
 import tensorflow as tf
 
-from benchmarks.counting import Cost, count, trace
+from memvid_tf.evaluation.counting import Cost, count, trace
 from memvid_tf.layers.conv_lstm import CELLS, EXTRACTORS, State
 from memvid_tf.layers.recurrent import RIVALS
 from memvid_tf.models.interleaved import AnchorConfig, InterleavedConfig, InterleavedDetector

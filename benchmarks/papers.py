@@ -9,14 +9,12 @@ interrupted and started again, it goes on where it was. --quick trains for minut
 that the program works and nothing about the paper.
 """
 
-import dataclasses
 import os
-import statistics
-from collections.abc import Callable
 
 from absl import flags
 
 from benchmarks import pages, pipeline
+from benchmarks.claims import Claim, judged, spread
 from memvid_tf import errors
 
 FLAGS = flags.FLAGS
@@ -81,23 +79,6 @@ def steps(name: str, run: pipeline.Run) -> list[pipeline.Step]:
     ]
 
 
-@dataclasses.dataclass(frozen=True)
-class Claim:
-    """A sentence with numbers.
-
-    Attributes:
-      sentence: what is claimed, with the bound.
-      value: of one seed, from its mAP by "source:mode".
-      holds: whether a mean fulfils it.
-      paper: the same number in the paper, as text.
-    """
-
-    sentence: str
-    value: Callable[[dict[str, float]], float]
-    holds: Callable[[float], bool]
-    paper: str = ""
-
-
 def _largest(score, source, loss_only=False):
     """The largest difference between a source and the int8 bundle over the modes."""
     differences = [score[f"{source}:{mode}"] - score[f"int8:{mode}"] for mode in INT8_MODES]
@@ -154,12 +135,6 @@ CLAIMS = (
 )
 
 
-def spread(values: list[float]) -> dict[str, float]:
-    """Mean and sample standard deviation; the latter 0 for one value."""
-    deviation = statistics.stdev(values) if len(values) > 1 else 0.0
-    return {"mean": statistics.fmean(values), "spread": deviation, "values": values}
-
-
 SOURCES = ("first", "float", "qat_float", "qat", "int8")
 
 
@@ -181,17 +156,7 @@ def collect(all_runs: dict[str, pipeline.Run]) -> dict:
         }
         for cell, by_seed in scores.items()
     }
-    claims = []
-    for claim in CLAIMS:
-        value = spread([claim.value(score) for score in scores["factored"].values()])
-        claims.append(
-            {
-                "claim": claim.sentence,
-                **value,
-                "paper": claim.paper,
-                "holds": claim.holds(value["mean"]),
-            }
-        )
+    claims = judged(CLAIMS, list(scores["factored"].values()))
     return {"scores": by_key, "claims": claims}
 
 

@@ -4,8 +4,8 @@ import dataclasses
 
 import tensorflow as tf
 
-from benchmarks.counting import Cost, count
 from benchmarks.lfs_tables import Row, Section
+from memvid_tf.evaluation.counting import Cost, count
 from memvid_tf.models import deeplab, single_frame
 from memvid_tf.models.attention import Attention, AttentionConfig
 from memvid_tf.models.patchwork import Patchwork

@@ -84,19 +84,27 @@ def trained_for(model_dir: str, steps: int) -> Callable[[], bool]:
 
 @dataclasses.dataclass(frozen=True)
 class Phase:
-    """One training, which starts from the weights of the one before.
+    """One training, which starts from the weights of an earlier one.
 
     Attributes:
       name: of its folder.
       configs: YAML files, without folder and suffix.
       steps: training steps.
       pairs: further `key=value` overrides.
+      experiment: whose defaults are used.
+      follows: name of the phase it starts from; by default the one before, "" for none.
+      start_key: field of the configuration that names that phase's folder.
+      decays: whether the learning rate falls as a cosine, to its end at the last step.
     """
 
     name: str
     configs: tuple[str, ...]
     steps: int
     pairs: tuple[str, ...] = ()
+    experiment: str = "interleaved"
+    follows: str | None = None
+    start_key: str = "task.init_checkpoint"
+    decays: bool = True
 
 
 def tiny_phases(float_steps: int, memory_steps: int, qat_steps: int) -> tuple[Phase, ...]:
@@ -151,17 +159,23 @@ class Run:
             # Another order of the data in every phase.
             f"task.train_data.seed={100 * number + self.seed}",
             f"trainer.train_steps={phase.steps}",
-            f"trainer.optimizer_config.learning_rate.cosine.decay_steps={phase.steps}",
             f"trainer.validation_interval={phase.steps}",
             *self.overrides,
             *phase.pairs,
         ]
-        if number:
-            overrides.append(f"task.init_checkpoint={self.path(self.phases[number - 1].name)}")
+        if phase.decays:
+            rate = "trainer.optimizer_config.learning_rate"
+            overrides.append(f"{rate}.cosine.decay_steps={phase.steps}")
+        earlier = phase.follows
+        if earlier is None and number:
+            earlier = self.phases[number - 1].name
+        if earlier:
+            overrides.append(f"{phase.start_key}={self.path(earlier)}")
         return Step(
             f"{phase.name} training, seed {self.seed}, {phase.steps} steps",
             "memvid_tf.train",
             {
+                "experiment": phase.experiment,
                 "config_file": [f"configs/{config}.yaml" for config in phase.configs],
                 "params_override": ",".join(overrides),
                 "model_dir": self.path(phase.name),
@@ -176,10 +190,13 @@ class Run:
     def export(self, precision: str, verify: bool = True) -> Step:
         """The bundle of one precision: int8 from the last phase, float32 from the one before."""
         phase = "qat" if precision == "int8" else self.float_phase
-        bundle = self.path("bundles", precision)
+        return self._export(phase, precision, precision, verify)
+
+    def _export(self, phase: str, name: str, precision: str, verify: bool) -> Step:
+        bundle = self.path("bundles", name)
         proof = "report.json" if verify else "manifest.json"
         return Step(
-            f"{precision} bundle" + (" and its verification" if verify else ""),
+            f"{name} bundle" + (" and its verification" if verify else ""),
             "export",
             {
                 "model_dir": self.path(phase),
@@ -190,6 +207,25 @@ class Run:
             exists(os.path.join(bundle, proof)),
         )
 
+    def phase_export(self, name: str, verify: bool = True) -> Step:
+        """The int8 bundle of a phase."""
+        return self._export(name, name, "int8", verify)
+
+    def phase_evaluation(
+        self, name: str, modes: Sequence[str], *, simulate_quantization: bool = True
+    ) -> Step:
+        """Scores the last checkpoint of a phase; `result` knows it as NAME or NAME_float."""
+        suffix = "" if simulate_quantization else "_float"
+        which = {
+            "model_dir": self.path(name),
+            "simulate_quantization": simulate_quantization,
+        }
+        return self._evaluation(f"{name}{suffix}", which, modes)
+
+    def bundle_evaluation(self, name: str, modes: Sequence[str]) -> Step:
+        """Scores a bundle of `phase_export`; `result` knows it as NAME_int8."""
+        return self._evaluation(f"{name}_int8", {"bundle": self.path("bundles", name)}, modes)
+
     def evaluation(self, source: str, modes: Sequence[str]) -> Step:
         """Scores a checkpoint or a bundle in inference modes.
 
@@ -199,13 +235,16 @@ class Run:
             "float32" for a bundle.
           modes: see `rollout.parse_mode`.
         """
-        output = self.path("results", f"{source}.json")
         phases = {"first": self.phases[0].name, "float": self.float_phase}
         which = {"bundle": self.path("bundles", source)}
         if source in phases:
             which = {"model_dir": self.path(phases[source])}
         elif source in ("qat", "qat_float"):
             which = {"model_dir": self.path("qat"), "simulate_quantization": source == "qat"}
+        return self._evaluation(source, which, modes)
+
+    def _evaluation(self, source: str, which: dict[str, object], modes: Sequence[str]) -> Step:
+        output = self.path("results", f"{source}.json")
         return Step(
             f"evaluation of {source}",
             "memvid_tf.evaluate",

@@ -322,10 +322,10 @@ def measure(params, loops: int, warm_up: int, repeats: int, seed: int) -> dict:
 
     from memvid_tf import provenance
     from memvid_tf.data import records
-    from memvid_tf.tasks import detection
+    from memvid_tf.tasks import clip_task
 
     load_average = os.getloadavg()[0]
-    params = params.replace(task=detection.with_labels(params.task))
+    params = params.replace(task=clip_task.with_labels(params.task))
     steps = loops * params.trainer.steps_per_loop
     rng = np.random.default_rng(seed)
     with tempfile.TemporaryDirectory() as folder:

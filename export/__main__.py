@@ -4,7 +4,8 @@ r"""Writes the bundle of a trained network and proves that it computes the same.
 
 The configuration is the one beside the checkpoint. The bundle holds f0, f1, memory and
 post-processing as `.tflite`, the manifest that describes them, and a report of the verification.
-The --model_dir of a policy's training gives a bundle with the policy in it.
+The --model_dir of a policy's training gives a bundle with the policy in it. That of a training of
+Patchwork (detector_patchwork, segmenter_patchwork) gives body, tail, attention and post-processing.
 """
 
 from absl import flags, logging
@@ -44,8 +45,9 @@ def main(argv):
         if not FLAGS[name].value:
             raise errors.UserError(f"--{name} is missing; see --help")
     logging.set_verbosity(logging.WARNING)
-    from export import bundle, verify
+    from export import bundle, patchwork_bundle, patchwork_verify, verify
     from memvid_tf.data import records
+    from memvid_tf.models.interleaved import InterleavedDetector
     from memvid_tf.runtime.bundle import Bundle
     from memvid_tf.runtime.manifest import PostSpec
     from memvid_tf.tasks import trained
@@ -55,13 +57,14 @@ def main(argv):
     if FLAGS.precision == "int8" and found.params.task.model.quantization != "int8":
         raise errors.UserError(
             f"--precision=int8, but {FLAGS.model_dir} was trained without quantization; run "
-            "quantization-aware training first (configs/interleaved_tiny_qat.yaml) or export with "
-            "--precision=float32"
+            "quantization-aware training first (configs/*_qat.yaml, configs/*_patchwork*.yaml) or "
+            "export with --precision=float32"
         )
     data = found.params.task.validation_data
     if FLAGS.input_path:
         data = data.replace(input_path=FLAGS.input_path)
-        records.read_info(data.input_path).check_labels(found.params.task.labels)
+        if not patchwork_verify.segments(found):
+            records.read_info(data.input_path).check_labels(found.params.task.labels)
     if FLAGS.verify:
         verify.check_data(data)  # before minutes of conversion
     options = bundle.Options(
@@ -69,11 +72,14 @@ def main(argv):
         tau=FLAGS.tau,
         post=PostSpec(FLAGS.score_threshold, FLAGS.iou_threshold, FLAGS.max_detections),
     )
-    bundle.write(found, options, FLAGS.output_dir)
+    write, proof = bundle.write, verify
+    if not isinstance(found.model, InterleavedDetector):
+        write, proof = patchwork_bundle.write_trained, patchwork_verify
+    write(found, options, FLAGS.output_dir)
     written = Bundle.load(FLAGS.output_dir)
     print(f"written: {FLAGS.output_dir}")
     if FLAGS.verify:
-        print(verify.write_report(FLAGS.output_dir, verify.verify(found, written, data)))
+        print(proof.write_report(FLAGS.output_dir, proof.verify(found, written, data)))
 
 
 if __name__ == "__main__":

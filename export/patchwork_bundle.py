@@ -1,6 +1,7 @@
 """From a Patchwork network to a bundle: graphs, gate, goldens and manifest, in one folder."""
 
 import dataclasses
+import os
 from typing import Any
 
 import numpy as np
@@ -10,13 +11,17 @@ from export.graphs import SERVING
 from memvid_tf import provenance
 from memvid_tf.detection.matching import CODER_WEIGHTS
 from memvid_tf.errors import UserError
+from memvid_tf.models.attention import HISTORY_ONE, Attention
+from memvid_tf.models.attentive import FEATURES
 from memvid_tf.models.patchwork import Patchwork
 from memvid_tf.models.single_frame import SingleFrameDetector
 from memvid_tf.runtime import manifest as schema
 from memvid_tf.runtime.window_spec import describe
+from memvid_tf.tasks.trained import Trained
 
 TAIL = f"tail/{SERVING}"
 POST = f"post/{SERVING}"
+ATTENTION = f"attention/{SERVING}"
 CALLS = {"first": ("body/full", TAIL), "step": ("body/window", TAIL)}
 POST_EDGES = tuple((f"{TAIL}/{name}", f"{POST}/{name}") for name in bundle.HEADS)
 
@@ -36,15 +41,18 @@ class Source:
     checkpoint: schema.Checkpoint
 
 
-def convert_graphs(model: Patchwork, options: bundle.Options) -> dict[str, bytes]:
+def convert_graphs(
+    model: Patchwork, options: bundle.Options, attention: Attention | None = None
+) -> dict[str, bytes]:
     """The flatbuffers of a network, past the gate.
 
     Args:
       model: a network with simulated quantization for "int8", without for "float32".
       options: of the export; `tau` means nothing here.
+      attention: its attention network, or None.
 
     Returns:
-      The bytes of body and tail, and of post for a detector.
+      The bytes of body and tail, of attention if there is one, and of post for a detector.
 
     Raises:
       GateError: if a graph is not one that an accelerator runs whole; names the tensors.
@@ -57,12 +65,22 @@ def convert_graphs(model: Patchwork, options: bundle.Options) -> dict[str, bytes
             f"precision {options.precision!r} needs a network with quantization {wanted!r}, this "
             f"one has {found!r}"
         )
+    if model.context != "memory":
+        raise UserError(
+            f"task.windows.context {model.context!r} is a control of the paper's table 2; networks "
+            "are exported with 'memory'"
+        )
     bundle.check_observed(model)
+    graphs, edges = patchwork_graphs.patchwork(model), patchwork_graphs.map_edges(model)
+    if attention is not None:
+        bundle.check_observed(attention)
+        graphs["attention"] = patchwork_graphs.attention_graph(model, attention)
+        edges += patchwork_graphs.ATTENTION_EDGES
     flatbuffers = {
         name: convert.convert(graph.module, graph.signatures, precision=options.precision)
-        for name, graph in patchwork_graphs.patchwork(model).items()
+        for name, graph in graphs.items()
     }
-    gate.check(flatbuffers, patchwork_graphs.map_edges(model), precision=options.precision)
+    gate.check(flatbuffers, edges, precision=options.precision)
     copied = patchwork_graphs.copied_edges(model)
     violations = gate.check_edges(flatbuffers, copied, gate.COPIED_FIELDS)
     if _detects(model):
@@ -75,7 +93,32 @@ def convert_graphs(model: Patchwork, options: bundle.Options) -> dict[str, bytes
     return flatbuffers
 
 
-def write(model: Patchwork, source: Source, options: bundle.Options, output_dir: str) -> None:
+def write_trained(trained: Trained, options: bundle.Options, output_dir: str) -> None:
+    """Writes the bundle of a training; see `write`.
+
+    Raises:
+      UserError: if the training was of a network that has no windows.
+    """
+    if not isinstance(trained.model, Patchwork):
+        raise UserError(
+            f"{trained.params.task.name!r} trains a network without windows; export a training of "
+            "detector_patchwork or segmenter_patchwork"
+        )
+    source = Source(
+        config=trained.params.as_dict(),
+        labels=tuple(trained.params.task.labels),
+        checkpoint=schema.Checkpoint(os.path.basename(trained.checkpoint), trained.step),
+    )
+    write(trained.model, source, options, output_dir, trained.attention)
+
+
+def write(
+    model: Patchwork,
+    source: Source,
+    options: bundle.Options,
+    output_dir: str,
+    attention: Attention | None = None,
+) -> None:
     """Writes a bundle, whole or not at all.
 
     Args:
@@ -83,18 +126,19 @@ def write(model: Patchwork, source: Source, options: bundle.Options, output_dir:
       source: where it comes from.
       options: of the export.
       output_dir: the bundle's folder, whose name becomes the bundle's; an older one is replaced.
+      attention: what picks the windows, or None.
 
     Raises:
       GateError: see `convert_graphs`.
       UserError: the same, or if the folder holds something else.
     """
     bundle.check_output(output_dir)
-    flatbuffers = convert_graphs(model, options)
+    flatbuffers = convert_graphs(model, options, attention)
     bundle.write_folder(
         output_dir,
         flatbuffers,
         source.labels,
-        lambda name: _manifest(model, source, options, flatbuffers, name),
+        lambda name: _manifest(model, source, options, flatbuffers, attention, name),
         _record_goldens,
     )
 
@@ -103,7 +147,7 @@ def _detects(model: Patchwork) -> bool:
     return isinstance(model.network, SingleFrameDetector)
 
 
-def _manifest(model, source, options, flatbuffers, name) -> schema.Manifest:
+def _manifest(model, source, options, flatbuffers, attention, name) -> schema.Manifest:
     """The manifest of a bundle, without its files and goldens."""
     edges, calls, heads = patchwork_graphs.map_edges(model), CALLS, {"mask": schema.MaskSpec()}
     if _detects(model):
@@ -111,6 +155,10 @@ def _manifest(model, source, options, flatbuffers, name) -> schema.Manifest:
         anchors = tuple(tuple(float(x) for x in anchor) for anchor in model.network.anchors)
         coder = schema.BoxCoder(*CODER_WEIGHTS)
         heads = dict(anchors=anchors, box_coder=coder, post=options.post)
+    if attention is not None:
+        edges += patchwork_graphs.ATTENTION_EDGES
+        calls = {**calls, "attention": (ATTENTION,)}
+        heads["attention"] = schema.AttentionSpec(FEATURES, attention.config.decay, HISTORY_ONE)
     return schema.Manifest(
         schema_version=schema.SCHEMA_VERSION,
         system="patchwork",
@@ -150,5 +198,12 @@ def _record_goldens(recorder: bundle.Recorder, manifest: schema.Manifest) -> Non
     halo = np.resize(full.pop(patchwork_graphs.STRIPS), spec.shape)
     recorder.record(step, {"image": image, patchwork_graphs.HALO: halo})
     outputs = recorder.record(TAIL, full)
+    if manifest.attention is not None:
+        spec = manifest.tensor(f"{ATTENTION}/history", "inputs")
+        history = rng.uniform(0, manifest.attention.one, spec.shape)
+        if spec.dtype == "int8":
+            history = np.rint(history / spec.scale) + spec.zero_point
+        features = full[manifest.attention.map]
+        recorder.record(ATTENTION, {"features": features, "history": history.astype(spec.dtype)})
     if manifest.post is not None:
         recorder.record(POST, outputs)

@@ -3,13 +3,16 @@
 `body` has two signatures that share their weights: `window` runs on every frame but the first. It
 takes a window of the image and the halos of all its cells, and gives the maps of the window and its
 own strips. `full` runs on the first frame and gives the maps and strips of everything. `tail` turns
-the full frame's maps into predictions. What lies between the calls, reading halos and writing
-strips and maps, is copying (`memvid_tf.runtime.patchwork`).
+the full frame's maps into predictions. `attention`, where there is one, turns one of these maps and
+the history of actions into a value of each window. What lies between the calls, reading halos and
+writing strips and maps, is copying (`memvid_tf.runtime.patchwork`).
 """
 
 import tensorflow as tf
 
 from export.graphs import SERVING, Graph, Kept
+from memvid_tf.models.attention import Attention
+from memvid_tf.models.attentive import FEATURES
 from memvid_tf.models.patchwork import Patchwork
 
 HALO, OWN, STRIPS = "halo", "own", "strips"
@@ -48,6 +51,26 @@ def patchwork(model: Patchwork) -> dict[str, Graph]:
         "body": Graph(module, {"window": window, "full": full}),
         "tail": Graph(module, {SERVING: tail}),
     }
+
+
+def attention_graph(model: Patchwork, attention: Attention) -> Graph:
+    """The graph attention, in inference mode: features and history to q_values [1, A]."""
+    features = [1, *model.map_sizes[FEATURES], model.map_channels[FEATURES]]
+
+    @tf.function(
+        input_signature=[
+            tf.TensorSpec(features, tf.float32, "features"),
+            tf.TensorSpec([1, model.windows.count], tf.float32, "history"),
+        ]
+    )
+    def decide(features, history):
+        return {"q_values": attention(features, history)}
+
+    return Graph(Kept(attention), {SERVING: decide})
+
+
+# The attention network reads a map of the full frame, as the tail does.
+ATTENTION_EDGES = ((f"body/full/{FEATURES}", f"attention/{SERVING}/features"),)
 
 
 def map_edges(model: Patchwork) -> tuple[tuple[str, str], ...]:

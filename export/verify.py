@@ -24,7 +24,7 @@ ADAPTIVE_MODES = ("adaptive", "adaptive+async")  # of bundles with a policy
 REPORT_JSON, REPORT_MD = "report.json", "report.md"
 
 
-def _difference(expected: np.ndarray, stored: np.ndarray, spec) -> dict[str, float]:
+def difference(expected: np.ndarray, stored: np.ndarray, spec) -> dict[str, float]:
     """How far a tensor of the bundle is from the checkpoint's, in quantization steps.
 
     Float tensors have no step; there the unit is 1.
@@ -80,7 +80,7 @@ def drift(trained: Trained, bundle: Bundle, frames, *, advance=lambda n: None) -
                     ),
                 )
             )
-            differences = {n: _difference(*pair, tensors[n]) for n, pair in pairs.items()}
+            differences = {n: difference(*pair, tensors[n]) for n, pair in pairs.items()}
             off = [name for name, value in differences.items() if value["max"] >= 1.5]
             rows.append(
                 {"frame": number, "tensors": differences, "first_off": off[0] if off else None}
@@ -100,7 +100,7 @@ def check_data(data: clips.ClipConfig) -> None:
         )
 
 
-def _video(data: clips.ClipConfig, limit: int):
+def video(data: clips.ClipConfig, limit: int):
     """Frames of the test clips, one clip after another, again and again up to the limit."""
     count = 0
     while True:
@@ -117,7 +117,7 @@ def verify(trained: Trained, bundle: Bundle, data: clips.ClipConfig) -> dict:
     """The report of a bundle; see `write_report` for what is in it."""
     limit = max(DRIFT_FRAMES)
     with tqdm(total=limit, desc="drift", unit="frame") as bar:
-        rows = drift(trained, bundle, _video(data, limit), advance=bar.update)
+        rows = drift(trained, bundle, video(data, limit), advance=bar.update)
     info = records.read_info(data.input_path)
     words = MODES if trained.policy is None else (*MODES, *ADAPTIVE_MODES)
     modes = [rollout.parse_mode(word) for word in words]

@@ -36,7 +36,7 @@ from memvid_tf.runtime.detector import InterleavedDetector
 from memvid_tf.runtime.policy import Policy
 from memvid_tf.runtime.runners import FrameResult, SyncRunner
 from memvid_tf.runtime.video import FrameSource, VideoWriter, open_source
-from memvid_tf.runtime.windowed import POLICIES, WindowResult, WindowRunner
+from memvid_tf.runtime.windowed import LEARNED, MODES, WindowResult, WindowRunner
 
 # For sources that do not say: a folder of frames, some cameras.
 _DEFAULT_FPS = 30.0
@@ -56,11 +56,11 @@ _JSON = flags.DEFINE_string(
     "of the frame.",
 )  # fmt: skip
 _MODE = flags.DEFINE_enum(
-    "mode", None, ["sync", "async", "adaptive", "adaptive+async", *POLICIES],
+    "mode", None, ["sync", "async", "adaptive", "adaptive+async", *MODES],
     "sync (default): one extractor a frame. async: f1 on every frame, f0 in a thread beside it. "
     "adaptive: the bundle's policy picks the extractor. adaptive+async: it decides when f0's "
-    "thread starts. Bundles of Patchwork: scanning (default) takes the windows in turn, random any "
-    "of them.",
+    "thread starts. Bundles of Patchwork: dqn (default where the bundle has attention) picks the "
+    "windows, scanning takes them in turn, random any of them.",
 )  # fmt: skip
 _MAX_TAU = flags.DEFINE_integer(
     "max_tau", None, "Adaptive modes: most f1 frames in a row, such as 19. Default: any number.", 0
@@ -126,12 +126,14 @@ def default_mode(bundle: Bundle, mode: str | None) -> str:
       UserError: a mode of another system.
     """
     windowed = bundle.manifest.system == "patchwork"
+    if mode is None and windowed:
+        return "scanning" if bundle.manifest.attention is None else LEARNED
     if mode is None:
-        return "scanning" if windowed else "sync"
-    if windowed != (mode in POLICIES):
+        return "sync"
+    if windowed != (mode in MODES):
         which = "one of" if windowed else "none of"
         raise UserError(
-            f"--mode={mode}: a bundle of {bundle.manifest.system!r} has {which} {list(POLICIES)}"
+            f"--mode={mode}: a bundle of {bundle.manifest.system!r} has {which} {list(MODES)}"
         )
     return mode
 
@@ -150,7 +152,7 @@ def make_runner(
       UserError: a tau that is none, or that the mode cannot run, or a bundle without a policy where
         the mode needs one.
     """
-    if mode in POLICIES:
+    if mode in MODES:
         if tau is not None or max_tau is not None:
             raise UserError("--tau and --max_tau are of extractors; Patchwork has windows")
         return WindowRunner(bundle, mode, threads, score_threshold)

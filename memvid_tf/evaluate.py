@@ -9,6 +9,10 @@ optionally with +update (f1 writes to the memory too), asyncτ (f0 beside f1), a
 policy decides; adaptive19 bounds the run of f1s), adaptive+async, or random20 (f0 on 20 % of the
 frames by lot).
 
+Patchwork and single-frame networks have the modes full (the plain network on every frame),
+scanning, random and dqn (what picks the windows), each optionally with +nocell (windows read
+nothing around them), +flip (averaged with the mirrored frame), +interval4 and +delay3 (PW 4).
+
   python -m memvid_tf.evaluate --bundle=bundles/tiny --streaming --latency=host.json --fps=30
 
 --streaming scores every frame with the newest detections that were ready when it was seen, at the
@@ -16,6 +20,7 @@ speed that `python -m benchmarks.host` measured.
 """
 
 import functools
+from typing import Any, NamedTuple
 
 from absl import flags
 
@@ -37,7 +42,18 @@ flags.DEFINE_bool(
 flags.DEFINE_string(
     "bundle", None, "Exported bundle to score instead of a checkpoint. Example: bundles/tiny"
 )
-flags.DEFINE_list("modes", "f0,f1,1,4,9,19,async9", "Inference modes. Example: --modes=f0,9,async9")
+flags.DEFINE_list(
+    "modes",
+    [],
+    "Inference modes; by default f0,f1,1,4,9,19,async9, or of Patchwork all that pick windows. "
+    "Example: --modes=f0,9,async9",
+)
+flags.DEFINE_multi_string(
+    "ensemble_dir",
+    [],
+    "--model_dir: folder of a further training whose predictions are averaged in; of Patchwork and "
+    "single-frame networks, may be given several times. Example: runs/detector_1",
+)
 flags.DEFINE_string(
     "input_path", "", "Data set; by default the training's. Example: data/synthetic"
 )
@@ -78,40 +94,102 @@ flags.DEFINE_string(
 )
 
 
-def from_model_dir(model_dir: str, checkpoint: str, simulate_quantization: bool):
-    """The network of a training, its coder, classes and configuration, and its name."""
+INTERLEAVED_MODES = ("f0", "f1", "1", "4", "9", "19", "async9")
+
+
+class Subject(NamedTuple):
+    """What is scored.
+
+    Attributes:
+      network: a `rollout.Network`, or a `window_rollout.WindowNetwork`.
+      windowed: whether it is the latter.
+      coder: scales of its box code.
+      labels: class names.
+      data: where its clips are.
+      source: its name in the results.
+    """
+
+    network: Any
+    windowed: bool
+    coder: Any
+    labels: tuple[str, ...]
+    data: Any
+    source: dict
+
+    def modes(self, words) -> list:
+        """The modes of a user's words; without any, the system's own. One word more than once, or
+        another word for the same, is one mode."""
+        from memvid_tf.evaluation import rollout, window_rollout
+
+        if not self.windowed:
+            words = words or INTERLEAVED_MODES
+            return list(dict.fromkeys(rollout.parse_mode(word) for word in words))
+        known = window_rollout.MODES
+        if self.network.windows is None:
+            known = (window_rollout.FULL,)
+        elif self.network.decay is None:
+            known = known[:-1]
+        return list(dict.fromkeys(window_rollout.parse_mode(word) for word in words or known))
+
+
+def check_words(words) -> None:
+    """Raises UserError for a word that is no mode of any system, before anything is loaded."""
+    from memvid_tf.evaluation import rollout, window_rollout
+
+    if FLAGS["modes"].present and not words:
+        raise errors.UserError("--modes is empty; name some, as in --modes=f0,9,async9")
+    for word in words:
+        windowed = word.partition("+")[0] in window_rollout.MODES
+        (window_rollout if windowed else rollout).parse_mode(word)
+
+
+def from_model_dir(model_dir: str, checkpoint: str, simulate_quantization: bool) -> Subject:
+    """The network of a training."""
     from memvid_tf.detection.matching import CODER_WEIGHTS
     from memvid_tf.evaluation.checkpoint_network import CheckpointNetwork
+    from memvid_tf.evaluation.checkpoint_windows import CheckpointWindows, PlainNetwork
+    from memvid_tf.models.interleaved import InterleavedDetector
+    from memvid_tf.models.patchwork import Patchwork
     from memvid_tf.runtime.manifest import BoxCoder
     from memvid_tf.tasks import trained
 
     found = trained.load(model_dir, checkpoint, "" if simulate_quantization else "none")
-    quantization = found.params.task.model.quantization
-    return (
-        CheckpointNetwork(found.model, found.policy),
+    if isinstance(found.model, InterleavedDetector):
+        network = CheckpointNetwork(found.model, found.policy)
+    elif isinstance(found.model, Patchwork):
+        network = CheckpointWindows(found.model, found.attention)
+    else:
+        network = PlainNetwork(found.model)
+    task = found.params.task
+    return Subject(
+        network,
+        not isinstance(network, CheckpointNetwork),
         BoxCoder(*CODER_WEIGHTS),
-        tuple(found.params.task.labels),
-        found.params.task.validation_data,
+        tuple(task.labels),
+        task.validation_data,
         {
             "model_dir": model_dir,
-            "precision": "int8" if quantization == "int8" else "float32",
+            "precision": "int8" if task.model.quantization == "int8" else "float32",
             "step": found.step,
-            "seed": found.params.task.seed,
+            "seed": task.seed,
         },
     )
 
 
-def from_bundle(path: str):
-    """The network of a bundle, its coder, classes and configuration, and its name."""
+def from_bundle(path: str) -> Subject:
+    """The network of a bundle."""
     from memvid_tf.data.clips import ClipConfig
     from memvid_tf.evaluation.bundle_network import BundleNetwork
+    from memvid_tf.evaluation.bundle_windows import BundleWindows
     from memvid_tf.runtime.bundle import Bundle
 
     bundle = Bundle.load(path)
     manifest = bundle.manifest
+    windowed = manifest.system == "patchwork"
     task = manifest.config["task"]
-    return (
-        BundleNetwork(bundle),
+    return Subject(
+        BundleWindows(bundle) if windowed else BundleNetwork(bundle),
+        windowed,
         manifest.box_coder,
         bundle.labels,
         ClipConfig(task["validation_data"]),
@@ -122,6 +200,22 @@ def from_bundle(path: str):
             "seed": task["seed"],
         },
     )
+
+
+def subject() -> Subject:
+    """What the flags name."""
+    if FLAGS.bundle:
+        return from_bundle(FLAGS.bundle)
+    folders = [FLAGS.model_dir, *FLAGS.ensemble_dir]
+    found = [from_model_dir(f, FLAGS.checkpoint, FLAGS.simulate_quantization) for f in folders]
+    if len(found) == 1:
+        return found[0]
+    if not all(one.windowed for one in found):
+        raise errors.UserError("--ensemble_dir is of Patchwork and single-frame networks")
+    from memvid_tf.evaluation.ensemble import Ensemble
+
+    source = {**found[0].source, "ensemble": folders[1:]}
+    return found[0]._replace(network=Ensemble([one.network for one in found]), source=source)
 
 
 def streaming_score(precision: str):
@@ -165,54 +259,58 @@ def main(argv):
         raise errors.UserError("--checkpoint names one in --model_dir; a bundle holds only its own")
     if FLAGS.coco and FLAGS.streaming:
         raise errors.UserError("--coco is not computed with --streaming; leave one of them out")
+    if FLAGS.bundle and FLAGS.ensemble_dir:
+        raise errors.UserError("--ensemble_dir names trainings; give --model_dir, not --bundle")
     from tqdm import tqdm
 
     from memvid_tf import files, provenance
     from memvid_tf.data import clips, reading, records
-    from memvid_tf.evaluation import report, rollout, scoring
+    from memvid_tf.evaluation import report, scoring, window_scoring
 
-    # A word more than once, or another word for the same, is one mode.
-    modes = list(dict.fromkeys(rollout.parse_mode(word) for word in FLAGS.modes))
-    if not modes:
-        raise errors.UserError("--modes is empty; name some, as in --modes=f0,9,async9")
-    if FLAGS.bundle:
-        network, coder, labels, data, source = from_bundle(FLAGS.bundle)
-    else:
-        network, coder, labels, data, source = from_model_dir(
-            FLAGS.model_dir, FLAGS.checkpoint, FLAGS.simulate_quantization
-        )
+    check_words(FLAGS.modes)
+    what = subject()
+    modes, data = what.modes(FLAGS.modes), what.data
+    if what.windowed and (FLAGS.coco or FLAGS.streaming or FLAGS.matching != "plain"):
+        raise errors.UserError("--coco, --streaming and --matching are of the interleaved detector")
+    segments = what.windowed and what.network.anchors is None
+    if segments and FLAGS.csv:
+        raise errors.UserError("--csv writes classes and videos of detectors; masks have neither")
     data = data.replace(
         input_path=FLAGS.input_path or data.input_path, split=FLAGS.split or data.split
     )
     info = records.read_info(data.input_path)
-    if FLAGS.input_path:
-        info.check_labels(labels)
-    dataset = clips.clip_dataset(data, names=bool(FLAGS.csv))
-    score, settings = functools.partial(scoring.evaluate, coco=FLAGS.coco), {}
-    if FLAGS.streaming:
-        score, settings = streaming_score(source["precision"])
+    if FLAGS.input_path and not segments:
+        info.check_labels(what.labels)
+    dataset = clips.clip_dataset(data, names=bool(FLAGS.csv) or segments)
+    if what.windowed:
+        score, settings, table = window_scoring.evaluate, {}, report.window_table
+    elif FLAGS.streaming:
+        score, settings = streaming_score(what.source["precision"])
+        score, table = functools.partial(score, matching=FLAGS.matching), report.streaming_table
+    else:
+        score = functools.partial(scoring.evaluate, coco=FLAGS.coco, matching=FLAGS.matching)
+        settings, table = {}, report.mode_table
     bar = tqdm(total=info.split(data.split).clips, desc="evaluating", unit="clip")
     with bar, reading.dataset_errors():
         results = score(
-            network,
+            what.network,
             dataset.as_numpy_iterator(),
             modes,
-            labels,
-            coder,
-            matching=FLAGS.matching,
+            what.labels,
+            what.coder,
             advance=bar.update,
         )
     by_mode = {name: result.to_json() for name, result in results.items()}
-    print(report.streaming_table(by_mode) if FLAGS.streaming else report.mode_table(by_mode))
+    print(table(by_mode))
     if FLAGS.csv:
-        scored = {n: r.score if FLAGS.streaming else r for n, r in results.items()}
+        scored = {n: getattr(r, "score", r) for n, r in results.items()}
         try:
             write_csv(FLAGS.csv, scored)
         except OSError as error:
             raise errors.UserError(f"--csv={FLAGS.csv} cannot be written: {error}") from error
     if FLAGS.output:
         result = {
-            **source,
+            **what.source,
             "data": {"input_path": data.input_path, "split": data.split},
             "matching": FLAGS.matching,
             **settings,

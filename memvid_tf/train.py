@@ -5,6 +5,9 @@ r"""Trains a network of the zoo.
     --config_file=configs/interleaved_tiny_policy.yaml \
     --params_override=task.base_model_dir=runs/tiny
 
+  python -m memvid_tf.train --experiment=detector --config_file=configs/detector_tiny.yaml \
+    --model_dir=runs/detector
+
 Started again with the same --model_dir it goes on from the last checkpoint, and ends with the same
 weights as if it had never stopped. The configuration is written beside the checkpoints.
 """
@@ -19,7 +22,8 @@ FLAGS = flags.FLAGS
 flags.DEFINE_string(
     "experiment",
     "interleaved",
-    "Registered experiment whose defaults are used: interleaved, or interleaved_policy.",
+    "Registered experiment whose defaults are used: interleaved, interleaved_policy; detector, "
+    "detector_attention, detector_patchwork, the stages of Patchwork, and the same of segmenter.",
 )
 flags.DEFINE_multi_string(
     "config_file",
@@ -52,7 +56,8 @@ def check_same_model(params, model_dir: str) -> None:
     if checkpoints.latest(model_dir) is None or not os.path.exists(path):
         return
     saved = configuration.read_yaml(path).get("task", {})
-    networks = [name for name in ("model", "policy") if hasattr(params.task, name)]
+    sections = ("model", "policy", "windows", "attention")
+    networks = [name for name in sections if hasattr(params.task, name)]
     found = configuration.difference(
         {name: saved.get(name, {}) for name in networks},
         {name: getattr(params.task, name).as_dict() for name in networks},

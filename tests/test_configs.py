@@ -90,6 +90,16 @@ def test_there_are_configurations():
         stem + phase
         for stem in ("interleaved", "interleaved_tiny", "interleaved_davis")
         for phase in ("", "_qat")
+    } | {
+        f"{kind}{stage}{scale}"
+        for kind, scale in (
+            ("detector", ""),
+            ("detector", "_tiny"),
+            ("segmenter", ""),
+            ("segmenter", "_tiny"),
+            ("segmenter", "_davis"),
+        )
+        for stage in ("", "_attention", "_patchwork")
     }
 
 
@@ -153,13 +163,14 @@ def test_network_and_data_agree(path):
     ]
     for data in (task.train_data, task.validation_data):
         assert tuple(data.image_size) == tuple(model.image_size)
-        # A policy learns on clips that its detector has not seen.
+        # A policy may learn on clips that its detector has not seen.
         assert base or data.input_path == task.train_data.input_path
         assert any(command.one("output") == data.input_path for command in made)
     for command in made:
         if command.words == ("synthetic",):
             config = synthetic.PRESETS[command.one("preset", "demo")]
-            size, count = [config.image_size] * 2, config.num_classes
+            side = int(command.one("image_size", str(config.image_size)))
+            size, count = [side] * 2, config.num_classes
             assert task.train_data.max_objects >= config.max_objects
         else:
             assert command.words == ("convert",)
@@ -168,7 +179,8 @@ def test_network_and_data_agree(path):
             assert task.train_data.unroll_frames <= conversion.ConversionConfig().min_clip_frames
             assert not task.labels or tuple(task.labels) == labels
             count = len(labels)
-        assert list(model.image_size) == size and model.num_classes == count
+        assert list(model.image_size) == size
+        assert getattr(model, "num_classes", count) == count  # a segmenter has none
     assert made
     # Every set of still images is made by a command of the header, in the same classes.
     for still_path in task.train_data.still_paths:
@@ -183,11 +195,19 @@ def test_network_and_data_agree(path):
 
 
 @pytest.mark.parametrize(
-    "path", [path for path in FILES if path.stem.endswith("_qat")], ids=lambda path: path.stem
+    "path",
+    [path for path in FILES if path.stem.endswith("_qat") or "_patchwork" in path.stem],
+    ids=lambda path: path.stem,
 )
-def test_a_second_phase_continues_the_network_of_the_first(path):
+def test_a_later_phase_continues_the_network_of_the_first(path):
     task = load(path).task
-    first, second = trained_in(task.init_checkpoint).task.model, task.model
+    earlier = trained_in(task.init_checkpoint).task
+    if "_patchwork" in path.stem:  # between lies the training of attention, of the same windows
+        for section in ("windows", "attention"):
+            found, wanted = (getattr(t, section).as_dict() for t in (task, earlier))
+            assert configuration.difference(found, wanted) is None
+        earlier = trained_in(earlier.base_model_dir).task
+    first, second = earlier.model, task.model
     assert (first.quantization, second.quantization) == ("none", "int8")
     same = first.replace(quantization="int8")
     assert configuration.difference(same.as_dict(), second.as_dict()) is None
@@ -200,6 +220,9 @@ def test_the_network_is_built(path):
     if base:
         task = task.replace(model=trained_in(base).task.model)
     model = task_factory.get_task(task).build_model()
+    if hasattr(task.model, "depth_multiplier"):
+        check_frames(getattr(model, "network", model), task.model)
+        return
     detector = getattr(model, "detector", model)
     batch = np.zeros([1, 2, *task.model.image_size, 3], np.uint8)
     outputs = detector(batch)
@@ -208,6 +231,16 @@ def test_the_network_is_built(path):
     assert outputs["class_logits"].shape == (1, 2, anchors, 1 + task.model.num_classes)
     # Whatever the ratio of the frame, both extractors see the same cells.
     assert detector.frame_size("f0") == tuple(2 * side for side in detector.frame_size("f1"))
+
+
+def check_frames(network, config):
+    """A single-frame network predicts for every anchor, or a mask of the frame."""
+    outputs = network(np.zeros([1, *config.image_size, 3], np.uint8))
+    if hasattr(network, "anchors"):
+        assert outputs["box_encodings"].shape == (1, len(network.anchors), 4)
+        assert outputs["class_logits"].shape[2] == 1 + config.num_classes
+    else:
+        assert network.resize(outputs["mask_logits"]).shape == (1, *config.image_size, 1)
 
 
 def test_paper_scale_is_the_papers():
@@ -227,3 +260,23 @@ def test_paper_scale_is_the_papers():
     losses = task.losses
     assert (losses.classification, losses.negatives_per_positive) == ("hard_negative", 3.0)
     assert (losses.match_threshold, losses.positive_weight, losses.box_weight) == (0.5, 1.0, 1.0)
+
+
+def test_paper_scale_of_patchwork_is_the_papers():
+    for kind in ("detector", "segmenter"):
+        first, attention, joint = (
+            load(pathlib.Path(f"configs/{kind}{stage}.yaml"))
+            for stage in ("", "_attention", "_patchwork")
+        )
+        # PW 4: 384 px; 3.4: BN, then a frozen network, then both with BN frozen at a lower rate.
+        assert tuple(first.task.model.image_size) == (384, 384)
+        assert first.task.freeze_norm_step == -1 and joint.task.freeze_norm_step == 0
+        assert first.task.train_data.unroll_frames == 1 < joint.task.train_data.unroll_frames
+        rates = [
+            p.trainer.optimizer_config.learning_rate.cosine.initial_learning_rate
+            for p in (first, joint)
+        ]
+        assert rates[1] < rates[0]
+        for stage in (attention, joint):
+            assert (stage.task.windows.slices, stage.task.windows.adjacent) == (4, 2)
+            assert stage.task.windows.context == "memory"

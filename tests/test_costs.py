@@ -9,7 +9,7 @@ import pytest
 import tensorflow as tf
 
 from benchmarks import lfs_tables, patchwork_tables
-from benchmarks.counting import Cost, count, trace
+from memvid_tf.evaluation.counting import Cost, count, trace
 from memvid_tf.models.interleaved import InterleavedConfig
 from memvid_tf.models.single_frame import SingleFrameConfig, SingleFrameDetector
 

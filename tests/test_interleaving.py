@@ -12,7 +12,8 @@ from memvid_tf.detection.loss import LossConfig, frame_loss
 from memvid_tf.detection.matching import match
 from memvid_tf.models import interleaved
 from memvid_tf.models.policy import PolicyConfig
-from memvid_tf.rl.interleaving import InterleavingEnvironment, rewards, run_loop
+from memvid_tf.rl.game import run_loop
+from memvid_tf.rl.interleaving import InterleavingEnvironment, rewards
 
 CLIPS, FRAMES, GAMMA = 3, 7, 0.4
 LOSSES = LossConfig(classification="focal", box_weight=0.5, match_threshold=0.4)

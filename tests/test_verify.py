@@ -62,10 +62,10 @@ def test_distances_are_in_steps():
     expected = np.array([[0.0, 1.0, -1.0, 2.0]])
     # 0, 1, 2 and 5 steps off.
     stored = np.array([[-3, 0, -3, -4]], np.int8)
-    found = verify._difference(expected, stored, spec)
+    found = verify.difference(expected, stored, spec)
     assert found == {"mean": pytest.approx(2.0), "max": pytest.approx(5.0), "within_one": 0.5}
     spec = TensorSpec((1, 4), "float32")
-    found = verify._difference(expected, (expected + 0.25).astype(np.float32), spec)
+    found = verify.difference(expected, (expected + 0.25).astype(np.float32), spec)
     assert found == {"mean": 0.25, "max": 0.25, "within_one": 1.0}
 
 
@@ -165,12 +165,12 @@ def test_a_memory_that_is_not_fed_back_is_noticed(bundle, monkeypatch):
 def test_the_video_is_the_test_clips_over_and_over():
     data = tiny_run.params().task.validation_data
     once = tiny_run.TEST_CLIPS * tiny_run.TEST_FRAMES
-    frames = list(verify._video(data, 2 * once + 3))
+    frames = list(verify.video(data, 2 * once + 3))
     assert len(frames) == 2 * once + 3
     for t, frame in enumerate(frames[once:]):
         np.testing.assert_array_equal(frame, frames[t])
     assert len({frame.tobytes() for frame in frames[:once]}) == once
-    assert list(verify._video(data, 0)) == []
+    assert list(verify.video(data, 0)) == []
 
 
 def test_data_without_a_whole_batch_is_refused():
@@ -180,7 +180,7 @@ def test_data_without_a_whole_batch_is_refused():
     few = data.replace(drop_remainder=True, global_batch_size=tiny_run.TEST_CLIPS + 1)
     with pytest.raises(ValueError, match="fewer than one batch"):
         verify.check_data(few)
-    assert list(itertools.islice(verify._video(data, 5), 9))
+    assert list(itertools.islice(verify.video(data, 5), 9))
 
 
 def test_the_report_of_a_float_bundle(tmp_path):

@@ -111,5 +111,7 @@ def test_modes_of_the_other_system_are_refused(bundles):
         detect.default_mode(windowed, "async")
     with pytest.raises(UserError, match="--mode=random: a bundle of 'interleaved'"):
         detect.default_mode(interleaved, "random")
+    with pytest.raises(UserError, match="has no attention network"):
+        detect.make_runner(windowed, "dqn", None, None, 1)
     with pytest.raises(UserError, match="--tau and --max_tau are of extractors"):
         detect.make_runner(windowed, "random", "4", None, 1)

@@ -2,7 +2,8 @@
 
 A window is a dict of frames [T, H, W, 3] uint8, boxes [T, N, 4] `[ymin, xmin, ymax, xmax]` in
 [0, 1], classes [T, N] int32, 0 where padded, tracks [T, N] int32, -1 where padded, and more. An
-object whose centre leaves the frame is dropped.
+object whose centre leaves the frame is dropped. Where it has masks [T, H, W, 1] uint8, these are
+pictures that change as the frames do, 255 in the foreground, until `decided`.
 
 `viewed` makes every frame of a rectangle of the stored picture, in one resampling: SSD's patches
 and zoom out (Liu et al., 2016, section 2.2), the same for all frames of a window, and rectangles
@@ -17,6 +18,8 @@ import tensorflow as tf
 PADDING_TRACK = -1
 # What a view shows where it leaves the picture: mid-grey, the model's zero.
 PADDING_GREY = 128
+# Pictures of a window, and what is around them.
+PICTURES = {"frames": PADDING_GREY, "masks": 0}
 # Bounds of the photometric change, one draw a window: SSD's brightness and saturation, with a
 # narrower contrast because textures are contrast.
 BRIGHTNESS_DELTA = 32.0
@@ -38,6 +41,18 @@ def resized(images: tf.Tensor, size) -> tf.Tensor:
     return tf.cast(tf.clip_by_value(tf.round(scaled), 0.0, 255.0), tf.uint8)
 
 
+def decided(masks: tf.Tensor) -> tf.Tensor:
+    """Masks as pictures, of which resampling makes shades, to 1 where it is mostly foreground."""
+    return tf.cast(masks >= 128, tf.uint8)
+
+
+def _changed(window: dict, change) -> dict:
+    """Pictures of a window after `change(picture, what is around it)`."""
+    return {
+        name: change(window[name], around) for name, around in PICTURES.items() if name in window
+    }
+
+
 def flipped(window: dict) -> dict:
     """Mirrors a window left to right.
 
@@ -47,12 +62,17 @@ def flipped(window: dict) -> dict:
     top, left, bottom, right = tf.unstack(window["boxes"], axis=-1)
     boxes = tf.stack([top, 1 - right, bottom, 1 - left], axis=-1)
     there = window["classes"][..., None] > 0
-    frames = window["frames"]
-    # Rows of pixels are the form in which TensorFlow reverses fast, ten times as a strided slice.
-    rows = tf.reverse(tf.reshape(frames, [-1, tf.shape(frames)[2], 3]), [1])
+
+    def mirrored(pictures, _):
+        # Rows of pixels are the form in which TensorFlow reverses fast, ten times as a strided
+        # slice.
+        shape = tf.shape(pictures)
+        rows = tf.reverse(tf.reshape(pictures, [-1, shape[2], shape[3]]), [1])
+        return tf.ensure_shape(tf.reshape(rows, shape), pictures.shape)
+
     return {
         **window,
-        "frames": tf.ensure_shape(tf.reshape(rows, tf.shape(frames)), frames.shape),
+        **_changed(window, mirrored),
         "boxes": tf.where(there, boxes, 0.0),
     }
 
@@ -70,9 +90,12 @@ def cropped(window: dict, scale: tf.Tensor, place: tf.Tensor) -> dict:
     kept = tf.minimum(kept, size)
     corner = 2 * tf.cast(place * tf.cast((size - kept) // 2 + 1, tf.float32), tf.int32)
     corner = tf.minimum(corner, size - kept)
-    frames = tf.slice(window["frames"], [0, *tf.unstack(corner), 0], [-1, *tf.unstack(kept), -1])
-    frames = tf.ensure_shape(resized(frames, size), window["frames"].shape)
-    return {**window, "frames": frames, **_boxes_in(window, corner, kept, size)}
+
+    def cut(pictures, _):
+        part = tf.slice(pictures, [0, *tf.unstack(corner), 0], [-1, *tf.unstack(kept), -1])
+        return tf.ensure_shape(resized(part, size), pictures.shape)
+
+    return {**window, **_changed(window, cut), **_boxes_in(window, corner, kept, size)}
 
 
 def shifted(window: dict, offset: tf.Tensor) -> dict:
@@ -84,14 +107,17 @@ def shifted(window: dict, offset: tf.Tensor) -> dict:
     """
     size = tf.shape(window["frames"])[1:3]
     before, after = tf.maximum(-offset, 0), tf.maximum(offset, 0)
-    frames = tf.pad(
-        window["frames"],
-        [[0, 0], [before[0], after[0]], [before[1], after[1]], [0, 0]],
-        constant_values=tf.constant(PADDING_GREY, tf.uint8),
-    )
-    frames = tf.slice(frames, [0, *tf.unstack(after), 0], [-1, *tf.unstack(size), -1])
-    frames = tf.ensure_shape(frames, window["frames"].shape)
-    return {**window, "frames": frames, **_boxes_in(window, offset, size, size)}
+
+    def moved(pictures, around):
+        padded = tf.pad(
+            pictures,
+            [[0, 0], [before[0], after[0]], [before[1], after[1]], [0, 0]],
+            constant_values=tf.constant(around, tf.uint8),
+        )
+        part = tf.slice(padded, [0, *tf.unstack(after), 0], [-1, *tf.unstack(size), -1])
+        return tf.ensure_shape(part, pictures.shape)
+
+    return {**window, **_changed(window, moved), **_boxes_in(window, offset, size, size)}
 
 
 def random_patch(
@@ -168,30 +194,33 @@ def viewed(window: dict, corner: tf.Tensor, extent: tf.Tensor, size: tuple[int, 
       extent: [T, 2] float, height and width in pixels of the picture.
       size: (height, width) of the frames that are made.
     """
-    pictures = window["frames"]
-    count, last = corner.shape[0], tf.shape(pictures)[0] - 1
+    count = corner.shape[0]
 
-    def frame(t):
-        # The kernel leaves 0 where there is no picture, so 0 has to be grey.
-        picture = tf.cast(pictures[tf.minimum(t, last)][None], tf.float32) - PADDING_GREY
-        scale = tf.cast(size, tf.float32) / extent[t]
-        made = tf.raw_ops.ScaleAndTranslate(
-            images=picture,
-            size=size,
-            scale=scale,
-            translation=-corner[t] * scale,
-            kernel_type="triangle",
-            antialias=True,
-        )[0]
-        return tf.cast(tf.clip_by_value(tf.round(made + PADDING_GREY), 0.0, 255.0), tf.uint8)
+    def seen(pictures, around):
+        last, channels = tf.shape(pictures)[0] - 1, pictures.shape[-1]
 
-    made = tf.map_fn(
-        frame, tf.range(count), fn_output_signature=tf.TensorSpec((*size, 3), tf.uint8)
-    )
-    whole = tf.shape(pictures)[1:3]
+        def frame(t):
+            # The kernel leaves 0 where there is no picture, so 0 has to be what is around it.
+            picture = tf.cast(pictures[tf.minimum(t, last)][None], tf.float32) - around
+            scale = tf.cast(size, tf.float32) / extent[t]
+            made = tf.raw_ops.ScaleAndTranslate(
+                images=picture,
+                size=size,
+                scale=scale,
+                translation=-corner[t] * scale,
+                kernel_type="triangle",
+                antialias=True,
+            )[0]
+            return tf.cast(tf.clip_by_value(tf.round(made + around), 0.0, 255.0), tf.uint8)
+
+        spec = tf.TensorSpec((*size, channels), tf.uint8)
+        made = tf.map_fn(frame, tf.range(count), fn_output_signature=spec)
+        return tf.ensure_shape(made, (count, *size, channels))
+
+    whole = tf.shape(window["frames"])[1:3]
     return {
         **window,
-        "frames": tf.ensure_shape(made, (count, *size, 3)),
+        **_changed(window, seen),
         **_boxes_in(window, corner[:, None], extent[:, None], whole),
     }
 

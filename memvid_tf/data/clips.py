@@ -42,6 +42,8 @@ class ClipConfig(cfg.DataConfig):
       image_size: (height, width) of the frames handed out; stored frames of another size are
         resized.
       max_objects: N, the objects a frame has room for.
+      masks: whether clips bring the foreground: what any object covers. A frame without a stored
+        mask, as of a set that has boxes alone, is background.
       max_stride: training windows take every 1st to max_stride-th frame.
       time_reversal: turn half of the training windows round in time.
       flip: mirror half of the training windows left to right.
@@ -66,6 +68,7 @@ class ClipConfig(cfg.DataConfig):
     unroll_frames: int = 8
     image_size: Tuple[int, int] = (96, 96)
     max_objects: int = 8
+    masks: bool = False
     max_stride: int = 1
     time_reversal: bool = False
     flip: bool = True
@@ -107,6 +110,7 @@ def clip_dataset(
         boxes: [B, T, N, 4] float32 `[ymin, xmin, ymax, xmax]` in [0, 1]; zeros where padded.
         classes: [B, T, N] int32, 1..C; 0 where padded.
         tracks: [B, T, N] int32; -1 where padded.
+        masks: [B, T, H, W, 1] uint8, 1 in the foreground; where asked for.
         num_frames: [B] int32, frames that the clip really has.
         source_size: [B, 2] int32, (height, width) of the frames before they were stored.
         clip_index: [B] int32, position of the clip in the split; still images follow.
@@ -148,6 +152,8 @@ def clip_dataset(
     def example(number, clip, serialized):
         record = _parse(serialized)
         readable, found = make(config, record, number, frames, size)
+        if config.masks:
+            found["masks"] = augmentation.decided(found["masks"])
         found["clip_index"] = tf.cast(clip, tf.int32)
         found["source_size"] = record["source_size"]
         return readable, {**found, "clip_id": record["clip_id"]} if names else found
@@ -295,6 +301,7 @@ def _parse(serialized):
             "object/bbox": tf.io.VarLenFeature(tf.float32),
             "object/class": tf.io.VarLenFeature(tf.int64),
             "object/track": tf.io.VarLenFeature(tf.int64),
+            "mask/encoded": tf.io.FixedLenSequenceFeature([], tf.string, allow_missing=True),
         },
     )
     boxes = tf.sparse.to_dense(lists["object/bbox"])
@@ -303,7 +310,9 @@ def _parse(serialized):
     return {
         "clip_id": context["clip/id"],
         "source_size": tf.cast(tf.where(source > 0, source, stored), tf.int32),
+        "stored_size": tf.cast(stored, tf.int32),
         "images": lists["image/encoded"],
+        "masks": lists["mask/encoded"],
         "boxes": tf.reshape(boxes, [tf.shape(boxes)[0], -1, 4]),
         "classes": tf.cast(tf.sparse.to_dense(lists["object/class"]), tf.int32),
         "tracks": tf.cast(
@@ -322,11 +331,15 @@ def _select(config, clip, used, frames, size):
             fn_output_signature=tf.TensorSpec((*size, 3), tf.uint8),
         ),
     )
-    images = tf.pad(images, [[0, frames - tf.shape(images)[0]], [0, 0], [0, 0], [0, 0]])
-    return readable, {
-        "frames": tf.ensure_shape(images, (frames, *size, 3)),
+    missing = [[0, frames - tf.shape(images)[0]], [0, 0], [0, 0], [0, 0]]
+    window = {
+        "frames": tf.ensure_shape(tf.pad(images, missing), (frames, *size, 3)),
         **_truth(config, clip, used, frames),
     }
+    if config.masks:
+        masks = augmentation.resized(_decoded_masks(clip, used), size)
+        window["masks"] = tf.ensure_shape(tf.pad(masks, missing), (frames, *size, 1))
+    return readable, window
 
 
 def _truth(config, clip, used, frames):
@@ -348,6 +361,23 @@ def _truth(config, clip, used, frames):
         "tracks": padded("tracks", (), PADDING_TRACK),
         "num_frames": tf.shape(used)[0],
     }
+
+
+def _decoded_masks(clip, used):
+    """The masks of the frames at `used` [n] as pictures [n, h, w, 1], 255 in the foreground.
+
+    A frame without a stored mask has one that shows nothing.
+    """
+
+    def decode(data):
+        return tf.cond(
+            tf.strings.length(data) > 0,
+            lambda: 255 * tf.cast(tf.io.decode_png(data, channels=1) > 0, tf.uint8),
+            lambda: tf.zeros(tf.concat([clip["stored_size"], [1]], 0), tf.uint8),
+        )
+
+    spec = tf.TensorSpec((None, None, 1), tf.uint8)
+    return tf.map_fn(decode, tf.gather(clip["masks"], used), fn_output_signature=spec)
 
 
 def _decode_stored(data):
@@ -423,6 +453,9 @@ def _viewed(config, clip, used, frames, size, seed):
     )
     whole = tf.cast(tf.shape(pictures)[1:3], tf.float32)
     window = {"frames": pictures, **_truth(config, clip, used, frames)}
+    if config.masks:
+        shown = tf.cond(still, lambda: used[:1], lambda: used)
+        window["masks"] = _decoded_masks(clip, shown)
     corner, extent = tf.zeros([2]), whole
     if config.ssd_crop:
         middle = frames // 2

@@ -70,3 +70,29 @@ def streaming_table(modes: dict[str, dict], fmt: str = "github") -> str:
     ]
     header = ["mode", "frames processed", "share of f0", "age ms", "streaming mAP@.5"]
     return tabulate(rows, header, tablefmt=fmt)
+
+
+def window_table(modes: dict[str, dict], fmt: str = "github") -> str:
+    """A row a mode of Patchwork: mAP and its motion split, or J and F, and the latency in
+    multiply-adds (PW 4).
+
+    Args:
+      modes: by the mode's name, `window_scoring.WindowResult.to_json()`.
+      fmt: table format of `tabulate`.
+    """
+
+    def millions(value):
+        return number(None if value is None else value / 1e6, 2)
+
+    rows = []
+    for name, result in modes.items():
+        if "j" in result:
+            scores = [number(result["j"]["mean"]), number(result["f"]["mean"])]
+        else:
+            motion = [number(result["motion"].get(key)) for key in ("slow", "medium", "fast")]
+            scores = [number(result["mean_ap"]), *motion]
+        costs = [millions(result[f"{kind}_multiply_adds"]) for kind in ("max", "mean")]
+        rows.append([name, *scores, *costs])
+    segments = any("j" in result for result in modes.values())
+    scores = ["J", "F"] if segments else ["mAP@.5", "slow", "medium", "fast"]
+    return tabulate(rows, ["mode", *scores, "max MMAC", "mean MMAC"], tablefmt=fmt)

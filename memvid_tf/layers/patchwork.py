@@ -57,7 +57,7 @@ def write_window(memory, x, offset):
     inside = []
     for axis in (1, 2):
         side = x.shape[axis]
-        place = tf.range(memory.shape[axis])[tf.newaxis] - offset[:, axis - 1, tf.newaxis]
+        place = tf.range(memory.shape[axis])[tf.newaxis] - _column(offset, axis - 1)
         inside.append((place >= 0) & (place < side))
         x = tf.gather(x, tf.clip_by_value(place, 0, side - 1), axis=axis, batch_dims=1)
     mask = inside[0][:, :, tf.newaxis] & inside[1][:, tf.newaxis]
@@ -78,9 +78,15 @@ def read_window(memory, offset, size, halos):
     """
     x = tf.pad(memory, [(0, 0), *halos, (0, 0)])
     for axis, (side, halo) in enumerate(zip(size, halos), 1):
-        lines = offset[:, axis - 1, tf.newaxis] + tf.range(side + sum(halo))[tf.newaxis]
+        lines = _column(offset, axis - 1) + tf.range(side + sum(halo))[tf.newaxis]
         x = tf.gather(x, lines, axis=axis, batch_dims=1)
     return x
+
+
+def _column(offset, axis: int):
+    """[B, 1] of [B, 2]. Not in one slice: TensorFlow's optimizer loses the new axis of a slice of
+    stacked tensors of unknown batch."""
+    return tf.expand_dims(offset[:, axis], 1)
 
 
 class _Surround:

@@ -39,6 +39,7 @@ from memvid_tf.models import deeplab, single_frame
 from memvid_tf.models.interleaved import QUANTIZATIONS
 from memvid_tf.windows import StripLayout, Windows, same_padding
 
+CONTEXTS = ("memory", "none")
 STEM = dict(kernel_size=3, strides=2)  # the convolution of MobileNetV2 that reads the frame
 
 
@@ -49,10 +50,14 @@ class WindowConfig(hyperparams.Config):
     Attributes:
       slices: M, how many times each side of the frame is sliced.
       adjacent: N, how many adjacent slices form a side of a window.
+      context: what a convolution reads around the window: "memory", the features that earlier
+        windows left there, or "none", zeros: the network without the cell (PW table 2), of which
+        nothing but the maps in front of the tail is remembered.
     """
 
     slices: int = 4
     adjacent: int = 2
+    context: str = "memory"
 
 
 class Network(Protocol):
@@ -85,15 +90,18 @@ class Patchwork(tf.Module):
     Attributes:
       network: the single-frame network, built; its variables are all there are.
       windows: the attention windows.
+      context: see `WindowConfig`.
       layout: of the strips.
       map_sizes: height and width of the full frame's maps, by name.
       map_channels: their channels.
     """
 
-    def __init__(self, network: Network, windows: Windows):
+    def __init__(self, network: Network, windows: Windows, context: str = "memory"):
         """Raises ValueError for windows that a layer's stride misses; names layer and offset."""
         super().__init__(name="patchwork")
-        self.network, self.windows = network, windows
+        if context not in CONTEXTS:
+            raise ValueError(f"windows.context {context!r} is not one of {CONTEXTS}")
+        self.network, self.windows, self.context = network, windows, context
         self.image_size = tuple(network.config.image_size)
         windows.check("the frame", self.image_size, STEM["strides"])
         frame = tf.TensorSpec([1, *self.image_size, 3], tf.float32)
@@ -186,6 +194,8 @@ class Patchwork(tf.Module):
           The predictions for the full frame, and the next state.
         """
         halo = read_strips(state.strips, action, self.layout)
+        if self.context == "none":
+            halo = tf.zeros_like(halo)
         outputs, own = self.body(self.crop(images, action), halo, training)
         strips = write_strips(state.strips, own, action, self.layout)
         maps = {
@@ -216,4 +226,5 @@ def build(network: hyperparams.Config, windows: WindowConfig) -> Patchwork:
     if type(network) not in NETWORKS:
         known = sorted(kind.__name__ for kind in NETWORKS)
         raise ValueError(f"{type(network).__name__} is not one of {known}")
-    return Patchwork(NETWORKS[type(network)](network), Windows(windows.slices, windows.adjacent))
+    sizes = Windows(windows.slices, windows.adjacent)
+    return Patchwork(NETWORKS[type(network)](network), sizes, windows.context)

@@ -1,4 +1,5 @@
-"""Double Q-learning (van Hasselt et al. 2016) of the interleaving policy; Algorithm 1 of LFS 3.4.
+"""Double Q-learning (van Hasselt et al. 2016): of the interleaving policy, Algorithm 1 of LFS 3.4,
+and of Patchwork's attention network (PW 3.3).
 
 Differs from the paper: it names neither discount nor loss nor exploration. The loss is Huber's, as
 in Mnih et al. 2015; the discount is short, since what a run of f0 is worth fades within some frames;
@@ -6,6 +7,7 @@ in Mnih et al. 2015; the discount is short, since what a run of f0 is worth fade
 """
 
 import dataclasses
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -26,13 +28,13 @@ class DdqnConfig(hyperparams.Config):
 
     Attributes:
       discount: weight of the next frame's value, in [0, 1).
-      epsilon_begin, epsilon_end: probability of a random extractor, at the start and after
+      epsilon_begin, epsilon_end: probability of a random action, at the start and after
         `epsilon_steps` steps.
       epsilon_steps: steps over which ε falls linearly.
       replay_capacity: transitions kept.
       batch_size: transitions of one update.
-      both_actions: whether a frame teaches what either extractor would have earned and led to,
-        not the picked one alone as in Algorithm 1.
+      both_actions: whether a frame teaches what every action would have earned and led to, not the
+        picked one alone as in Algorithm 1.
       games_per_step: times that a batch of clips is played, with other random actions.
       updates_per_step: updates after them.
       target_period: steps between two copies of the online network to the target network.
@@ -83,13 +85,13 @@ class Observation(NamedTuple):
     eta: np.ndarray
 
 
-def stacked(observations: list[Observation]) -> Observation:
-    """One observation with a leading batch axis."""
-    return Observation(*(np.stack(parts) for parts in zip(*observations)))
+def stacked(observations: list[tuple]) -> tuple:
+    """One observation with a leading batch axis, of observations of one type."""
+    return type(observations[0])(*(np.stack(parts) for parts in zip(*observations)))
 
 
 def epsilon(config: DdqnConfig, step: int) -> float:
-    """Probability of a random extractor at a training step."""
+    """Probability of a random action at a training step."""
     done = min(1.0, step / config.epsilon_steps) if config.epsilon_steps else 1.0
     return config.epsilon_begin + done * (config.epsilon_end - config.epsilon_begin)
 
@@ -115,27 +117,40 @@ def huber(error, delta: float):
     return tf.where(size <= delta, 0.5 * size**2, delta * (size - 0.5 * delta))
 
 
+def stored(state) -> list[np.ndarray]:
+    """Maps [B, H, W, C] float32 in [0, 6] as observations have them, an array of each example."""
+    levels = np.rint(np.asarray(state) / np.float32(STATE_STEP)).astype(np.uint8)
+    return [row.copy() for row in levels]
+
+
+def interleaving_values(policy: Policy, s: Observation, training: bool):
+    """Q-values [B, 2] of an interleaving policy for stored observations."""
+
+    def real(x):
+        return tf.cast(x, tf.float32) * STATE_STEP
+
+    after, before = State(real(s.c), real(s.h)), State(real(s.c_before), real(s.h_before))
+    return policy(after, before, tf.cast(s.eta, tf.float32) * ETA_ONE, training=training)
+
+
 class Learner:
     """The two networks and the update.
 
     Args:
-      online: the policy that is trained.
+      online: the network that is trained.
       target: another of the same configuration.
       config: the learner.
+      read: Q-values of a network for stored observations, see `interleaving_values`.
     """
 
-    def __init__(self, online: Policy, target: Policy, config: DdqnConfig):
+    def __init__(
+        self, online, target, config: DdqnConfig, read: Callable = interleaving_values
+    ):
         check(config)
         self.online, self.target, self.config = online, target, config
+        self._read = read
         self._values = tf.function(self._values_graph)
         self._update = tf.function(self._update_graph)
-
-    def _read(self, policy, s: Observation, training):
-        def real(x):
-            return tf.cast(x, tf.float32) * STATE_STEP
-
-        after, before = State(real(s.c), real(s.h)), State(real(s.c_before), real(s.h_before))
-        return policy(after, before, tf.cast(s.eta, tf.float32) * ETA_ONE, training=training)
 
     def _values_graph(self, s):
         return self._read(self.online, s, False)
@@ -152,12 +167,12 @@ class Learner:
         optimizer.apply_gradients(zip(tape.gradient(loss, variables), variables))
         return loss
 
-    def q_values(self, observations: list[Observation]) -> np.ndarray:
-        """[B, 2] float32 Q-values of the online network."""
+    def q_values(self, observations: list[tuple]) -> np.ndarray:
+        """[B, A] float32 Q-values of the online network."""
         return self._values(stacked(observations)).numpy()
 
     def act(self, q_values: np.ndarray, exploration: float, rng: np.random.Generator) -> np.ndarray:
-        """[B] int32 actions: the best of `q_values` [B, 2], or any with probability ε."""
+        """[B] int32 actions: the best of `q_values` [B, A], or any with probability ε."""
         explore = rng.random(len(q_values)) < exploration
         any_action = rng.integers(0, q_values.shape[1], len(q_values))
         return np.where(explore, any_action, q_values.argmax(1)).astype(np.int32)

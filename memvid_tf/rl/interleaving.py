@@ -11,11 +11,10 @@ A game begins after frame 0, on which f0 always runs, and has a step for every o
 
 Differs from the paper: L is the multibox loss of the frame for each of its positive anchors. The
 end of a clip is no end of the video, so the last transition's discount is that of the others. Since
-the game knows what the extractor that was not picked would have led to, `run_loop` can hand out
-that transition as well: Algorithm 1 runs both and throws one away.
+the game knows what the extractor that was not picked would have led to, `game.run_loop` can hand
+out that transition as well: Algorithm 1 runs both and throws one away.
 """
 
-from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -28,8 +27,7 @@ from memvid_tf.evaluation.checkpoint_network import CheckpointNetwork
 from memvid_tf.layers.conv_lstm import EXTRACTORS, State
 from memvid_tf.models.interleaved import InterleavedDetector
 from memvid_tf.models.policy import PolicyConfig
-from memvid_tf.rl.ddqn import STATE_STEP, Observation
-from memvid_tf.rl.replay import Transition
+from memvid_tf.rl.ddqn import Observation, stored
 from memvid_tf.runtime.schedules import ActionHistory
 
 F0, F1 = (EXTRACTORS.index(extractor) for extractor in EXTRACTORS)
@@ -116,7 +114,7 @@ class InterleavingEnvironment:
     def reset(self) -> TimeStep:
         """Begins a game; returns what is known after frame 0."""
         self._state = self._detector.initial_state(self._clips)
-        self._rows = list(zip(*(_stored(s) for s in self._state)))
+        self._rows = list(zip(*(stored(s) for s in self._state)))
         self._history = ActionHistory(self._clips, self._config.history)
         self._t = 0
         return self._run(np.full(self._clips, F0, np.int32))
@@ -140,7 +138,7 @@ class InterleavingEnvironment:
             Targets(*(x[:, t] for x in self._targets)),
         )
         losses, before = losses.numpy(), self._rows
-        by_f0, by_f1 = (list(zip(*(_stored(s) for s in state))) for state in written)
+        by_f0, by_f1 = (list(zip(*(stored(s) for s in state))) for state in written)
         # A map that did not change stays the same array, of which the replay keeps one.
         self._rows = [w if a == F0 else b for w, b, a in zip(by_f0, before, actions)]
         seen = by_f0, by_f1 if self._config.observes == "candidate" else before
@@ -184,53 +182,3 @@ class InterleavingEnvironment:
         is_f0 = tf.reshape(actions == F0, [-1, 1, 1, 1])
         kept = State(*(tf.where(is_f0, a, b) for a, b in zip(written[F0], state)))
         return tf.stack(losses, 1), written, kept
-
-
-def _stored(state) -> list[np.ndarray]:
-    """A map of every clip as the replay stores it, each an array of its own."""
-    levels = np.rint(state.numpy() / np.float32(STATE_STEP)).astype(np.uint8)
-    return [row.copy() for row in levels]
-
-
-class Played(NamedTuple):
-    """One frame of a run.
-
-    Attributes:
-      transitions: of the clips.
-      step: what the environment said.
-    """
-
-    transitions: list[Transition]
-    step: TimeStep
-
-
-def run_loop(
-    environment: InterleavingEnvironment,
-    act: Callable[[list[Observation]], np.ndarray],
-    both_actions: bool = False,
-) -> Iterator[Played]:
-    """Plays one game to the end.
-
-    Args:
-      environment: where; it has clips.
-      act: from observations to actions [B] int32.
-      both_actions: whether the transitions are of either action, two a clip, instead of the one
-        that was picked.
-
-    Yields:
-      Every frame but the first.
-    """
-    step = environment.reset()
-    while not step.is_last:
-        before = step.observations
-        step = environment.step(act(before))
-        yield Played(
-            [
-                Transition(s_tm1, a, float(r[a]), environment.discount, after[a])
-                for s_tm1, picked, r, after in zip(
-                    before, step.actions.tolist(), step.rewards, step.outcomes
-                )
-                for a in ((F0, F1) if both_actions else (picked,))
-            ],
-            step,
-        )

@@ -69,8 +69,7 @@ def annotate_windows(frame: np.ndarray, result: WindowResult, labels: Sequence[s
     image = _enlarged(frame)
     height, width = image.shape[:2]
     if result.mask is not None:
-        mask = cv2.resize(result.mask.astype(np.uint8), (width, height)) > 0
-        image[mask] = image[mask] // 2 + np.array(_MASK, np.uint8) // 2
+        _tint(image, result.mask)
     if result.detections is not None:
         _draw(image, result.detections, labels)
     slices = len(result.ages_frames)
@@ -103,6 +102,26 @@ def draw_detections(frame: np.ndarray, detections: Detections, labels: Sequence[
     image = _enlarged(frame)
     _draw(image, detections, labels)
     return image
+
+
+def draw_mask(frame: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """A new image, enlarged as by `annotate`, with the foreground tinted.
+
+    Args:
+      frame: [H, W, 3] uint8 RGB.
+      mask: [H, W] bool.
+
+    Returns:
+      [H', W', 3] uint8 RGB.
+    """
+    image = _enlarged(frame)
+    _tint(image, mask)
+    return image
+
+
+def _tint(image: np.ndarray, mask: np.ndarray) -> None:
+    mask = cv2.resize(mask.astype(np.uint8), image.shape[1::-1]) > 0
+    image[mask] = image[mask] // 2 + np.array(_MASK, np.uint8) // 2
 
 
 def _enlarged(frame: np.ndarray) -> np.ndarray:

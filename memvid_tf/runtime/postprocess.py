@@ -10,6 +10,7 @@ image.
 
 from typing import NamedTuple
 
+import cv2
 import numpy as np
 
 from memvid_tf.runtime.manifest import BoxCoder
@@ -140,3 +141,10 @@ def _overlap(
     union = areas[rows, None] + areas[columns] - intersection
     valid = (areas[rows, None] > 0) & (areas[columns] > 0)
     return valid & (intersection > np.float32(threshold) * union)
+
+
+def foreground(logits: np.ndarray, size: tuple[int, int], threshold: float = 0.0) -> np.ndarray:
+    """The mask of a frame, [H, W] bool of `size`, of logits [h, w]: bilinear with half-pixel
+    centres, then what lies above the threshold."""
+    logits = np.ascontiguousarray(logits, np.float32)
+    return cv2.resize(logits, size[::-1], interpolation=cv2.INTER_LINEAR) > threshold

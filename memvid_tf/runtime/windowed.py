@@ -1,21 +1,23 @@
 """Frames in, predictions for the full frame out, though only a window of it was looked at (PW 3).
 
-The policies here need no network: `scanning` takes the windows in turn, `random` any of them (PW
-table 1).
+Two policies need no network: `scanning` takes the windows in turn, `random` any of them (PW table
+1). `dqn` is the learned one: once a frame is done, the attention network says which window of the
+next frame is worth most.
 """
 
 import dataclasses
+import functools
 import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple, Protocol
 
-import cv2
 import numpy as np
 
+from memvid_tf.runtime.attention import Attention, next_history
 from memvid_tf.runtime.bundle import Bundle
 from memvid_tf.runtime.detector import dequantizer, post_processing
-from memvid_tf.runtime.patchwork import PatchworkNetwork
-from memvid_tf.runtime.postprocess import Detections
+from memvid_tf.runtime.patchwork import Memory, PatchworkNetwork
+from memvid_tf.runtime.postprocess import Detections, foreground
 from memvid_tf.runtime.runners import Timings
 
 RANDOM_SEED = 0
@@ -26,6 +28,9 @@ class AttentionPolicy(Protocol):
 
     def pick(self, frame_index: int) -> int:
         """The action of frame `frame_index`, from 1."""
+
+    def observe(self, memory: Memory) -> None:
+        """Takes note of a frame that is done, the first one too, and what is remembered."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,6 +47,9 @@ class Scanning:
         """The action of frame `frame_index`, from 1."""
         return (frame_index - 1) % self.count
 
+    def observe(self, memory: Memory) -> None:
+        """What is seen does not change the turns."""
+
 
 class Random:
     """Any window, all alike; the same ones for the same seed."""
@@ -53,8 +61,40 @@ class Random:
         """The action of the next frame."""
         return int(self._rng.integers(self._count))
 
+    def observe(self, memory: Memory) -> None:
+        """Chance has no memory."""
+
+
+class Learned:
+    """The window of which the attention network expects most.
+
+    Args:
+      attention: of the bundle.
+      count: number of windows.
+    """
+
+    def __init__(self, attention: Attention, count: int):
+        self._attention = attention
+        self._history = np.zeros([1, count], np.float32)
+        self._best = None
+
+    def pick(self, frame_index: int) -> int:
+        """The action of the next frame, decided after the last."""
+        action = self._best
+        self._history = next_history(
+            self._history, np.array([action]), self._attention.spec.decay
+        )
+        return action
+
+    def observe(self, memory: Memory) -> None:
+        """Decides about the next frame."""
+        features = memory.maps[self._attention.spec.map]
+        self._best = int(self._attention.q_values(features, self._history).argmax())
+
 
 POLICIES: dict[str, Callable[[int], AttentionPolicy]] = {"scanning": Scanning, "random": Random}
+LEARNED = "dqn"
+MODES = (*POLICIES, LEARNED)
 
 
 class WindowResult(NamedTuple):
@@ -93,13 +133,19 @@ class WindowRunner:
 
         Args:
           bundle: a bundle whose system is "patchwork".
-          policy: a key of `POLICIES`.
+          policy: one of `MODES`.
           num_threads: threads of one invoke.
           score_threshold: of detections; None keeps the bundle's.
+
+        Raises:
+          UserError: the learned policy, of a bundle that has no attention network.
         """
         self._network = PatchworkNetwork(bundle, num_threads)
         self._windows = self._network.layout.windows
-        self._make_policy = lambda: POLICIES[policy](self._windows.count)
+        self._make_policy = POLICIES.get(policy)
+        if policy == LEARNED:
+            attention = Attention(bundle, num_threads)
+            self._make_policy = functools.partial(Learned, attention)
         manifest = bundle.manifest
         tail = manifest.calls["first"][1]
         self._mask, self._post = manifest.mask, None
@@ -110,7 +156,8 @@ class WindowRunner:
 
     def run(self, frames: Iterable[np.ndarray]) -> Iterator[WindowResult]:
         """Yields a result for every frame of one video, [H, W, 3] uint8 RGB arrays."""
-        network, memory, policy = self._network, None, self._make_policy()
+        network, memory = self._network, None
+        policy = self._make_policy(self._windows.count)
         for index, frame in enumerate(frames):
             start = time.perf_counter()
             image = network.prepare(frame)
@@ -124,24 +171,23 @@ class WindowRunner:
             predicted = time.perf_counter()
             detections, mask = None, None
             if self._post is None:
-                mask = self._resized(outputs["mask_logits"], frame.shape[:2])
+                logits = self._to_logits(outputs["mask_logits"])[0, :, :, 0]
+                mask = foreground(logits, frame.shape[:2], self._mask.threshold)
             else:
                 detections = self._post(outputs["box_encodings"], outputs["class_logits"])
+            done = time.perf_counter()
+            policy.observe(memory)
             end = time.perf_counter()
             timings = Timings(
                 (ready - start) * 1e3,
                 network.body_ms,
                 network.tail_ms,
-                (end - predicted) * 1e3 if self._post is None else self._post.last_ms,
+                (done - predicted) * 1e3 if self._post is None else self._post.last_ms,
                 (end - ready) * 1e3,
+                (end - done) * 1e3,
             )
             ages = memory.ages_frames.copy()
             yield WindowResult(index, detections, mask, action, self._box(action), ages, timings)
-
-    def _resized(self, mask_logits: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-        logits = self._to_logits(mask_logits)[0, :, :, 0].astype(np.float32)
-        resized = cv2.resize(logits, size[::-1], interpolation=cv2.INTER_LINEAR)
-        return resized > self._mask.threshold
 
     def _box(self, action: int | None) -> tuple[float, float, float, float]:
         if action is None:

@@ -5,55 +5,37 @@ batch, so that only the extractor that was picked is computed.
 """
 
 import dataclasses
-import os
 
-import numpy as np
 import tensorflow as tf
-import tf_keras
-from official.core import base_task, config_definitions, exp_factory, task_factory
+from official.core import config_definitions, exp_factory, task_factory
 from official.modeling import optimization
 
-from memvid_tf import files
-from memvid_tf.data import clips, records
 from memvid_tf.detection import loss as detection_loss
-from memvid_tf.detection.matching import match
 from memvid_tf.errors import UserError
 from memvid_tf.models import interleaved
 from memvid_tf.runtime import schedules
-from memvid_tf.tasks import checkpoints
-from memvid_tf.tasks.validation import ClipScores, per_replica
+from memvid_tf.tasks.clip_task import ClipTask, ClipTaskConfig, require
 
 EXPERIMENT = "interleaved"
 
 
 @dataclasses.dataclass
-class InterleavedTaskConfig(config_definitions.TaskConfig):
+class InterleavedTaskConfig(ClipTaskConfig):
     """The task.
 
     Attributes:
-      labels: class names; by default those of the training data.
+      model, losses: of the detector.
       validation_tau: interleave ratio at which validation during training runs whole clips.
-      seed: of weights, schedules and everything random that is not data.
       f0_probability: of running f0 on a frame of a training clip; at least one frame of a clip
         goes to each extractor.
-      freeze_norm_step: step from which batch normalisation is frozen; -1 never.
     """
 
     model: interleaved.InterleavedConfig = dataclasses.field(
         default_factory=interleaved.InterleavedConfig
     )
-    train_data: clips.ClipConfig = dataclasses.field(
-        default_factory=lambda: clips.ClipConfig(is_training=True)
-    )
-    validation_data: clips.ClipConfig = dataclasses.field(
-        default_factory=lambda: clips.ClipConfig(is_training=False)
-    )
     losses: detection_loss.LossConfig = dataclasses.field(default_factory=detection_loss.LossConfig)
-    labels: tuple[str, ...] = ()
     validation_tau: int = 9
-    seed: int = 0
     f0_probability: float = 0.5
-    freeze_norm_step: int = -1
 
 
 def sample_schedule(steps: int, probability: float, seed):
@@ -75,85 +57,31 @@ def sample_schedule(steps: int, probability: float, seed):
     return tf.sort(order[:count]), tf.sort(order[count:])
 
 
-def check_clips(task) -> None:
-    """Raises UserError where clips are not of the size that the network takes."""
-    for name in ("train_data", "validation_data"):
-        size = tuple(getattr(task, name).image_size)
-        if size != tuple(task.model.image_size):
-            raise UserError(
-                f"task.{name}.image_size is {size}, but task.model.image_size is "
-                f"{tuple(task.model.image_size)}"
-            )
-
-
-def check_numbers(task: InterleavedTaskConfig) -> None:
-    """Raises UserError naming a value that would end training later, or spoil it."""
-    names = detection_loss.CLASSIFICATION_LOSSES
-    checks = (
-        ("validation_tau", task.validation_tau, task.validation_tau >= 0, "0 or more"),
-        ("f0_probability", task.f0_probability, 0 <= task.f0_probability <= 1, "0 to 1"),
-        (
-            "train_data.unroll_frames",
-            task.train_data.unroll_frames,
-            task.train_data.unroll_frames >= 2,
-            "at least 2, one for each extractor",
-        ),
-        (
-            "losses.classification",
-            task.losses.classification,
-            task.losses.classification in names,
-            f"one of {names}",
-        ),
-    )
-    for name, value, right, allowed in checks:
-        if not right:
-            raise UserError(f"task.{name} {value!r} is not allowed: {allowed}")
-
-
-def clip_inputs(params: clips.ClipConfig, input_context, start_step: int) -> tf.data.Dataset:
-    """`clips.clip_dataset` from a step on, or UserError saying what does not fit."""
-    try:
-        return clips.clip_dataset(params, input_context, start_step if params.is_training else 0)
-    except ValueError as error:
-        raise UserError(str(error)) from error
-
-
-def with_labels(task: InterleavedTaskConfig) -> InterleavedTaskConfig:
-    """The task with the class names of its training data, unless it names its own.
-
-    Raises:
-      UserError: if their number is not `model.num_classes`, or if the data has more classes.
-    """
-    found = tuple(records.read_info(task.train_data.input_path).labels)
-    labels = tuple(task.labels) or found
-    if len(labels) != task.model.num_classes or len(found) > len(labels):
-        raise UserError(
-            f"task.model.num_classes is {task.model.num_classes} with {len(labels)} labels, but "
-            f"{task.train_data.input_path!r} has {len(found)} classes: {', '.join(found)}"
-        )
-    return task.replace(labels=labels)
-
-
 @task_factory.register_task_cls(InterleavedTaskConfig)
-class InterleavedTask(base_task.Task):
-    """See the module.
-
-    Attributes:
-      start_step: global step from which training goes on; the input stream starts there.
-    """
-
-    start_step = 0
+class InterleavedTask(ClipTask):
+    """See the module."""
 
     @classmethod
-    def completed(cls, config: InterleavedTaskConfig) -> InterleavedTaskConfig:
-        """The task with what its data says; see `with_labels`."""
-        check_clips(config)
-        check_numbers(config)
-        return with_labels(config)
-
-    def checkpoint_items(self, model) -> dict[str, object]:
-        """What a checkpoint needs beside model and optimizer: nothing."""
-        return {}
+    def check_numbers(cls, config: InterleavedTaskConfig) -> None:
+        super().check_numbers(config)
+        unroll = config.train_data.unroll_frames
+        require(
+            (
+                ("validation_tau", config.validation_tau, config.validation_tau >= 0, "0 or more"),
+                (
+                    "f0_probability",
+                    config.f0_probability,
+                    0 <= config.f0_probability <= 1,
+                    "0 to 1",
+                ),
+                (
+                    "train_data.unroll_frames",
+                    unroll,
+                    unroll >= 2,
+                    "at least 2, one for each extractor",
+                ),
+            )
+        )
 
     def build_model(self) -> interleaved.InterleavedDetector:
         try:
@@ -161,110 +89,21 @@ class InterleavedTask(base_task.Task):
         except ValueError as error:
             raise UserError(f"configuration: {error}") from error
 
-    def initialize(self, model):
-        """Restores `init_checkpoint`, the end of an earlier phase, into a new run."""
-        path = self.task_config.init_checkpoint
-        if not path:
-            return
-        if tf.io.gfile.isdir(path):
-            path = checkpoints.find(path)
-        checkpoints.restore(model, path, allow_new_ranges=True)
-
-    def build_inputs(self, params, input_context=None):
-        return clip_inputs(params, input_context, self.start_step)
-
-    def build_losses(self, labels, model_outputs, aux_losses=None):
-        """labels: a batch of `clip_dataset`; model_outputs: of `InterleavedDetector.call`."""
-
-        def frames(x):
-            return tf.reshape(x, [-1, *x.shape[2:]])
-
-        config = self.task_config.losses
-        targets = match(
-            self._anchors,
-            frames(labels["boxes"]),
-            frames(labels["classes"]),
-            config.match_threshold,
-        )
-        return detection_loss.frame_loss(
-            frames(model_outputs["box_encodings"]),
-            frames(model_outputs["class_logits"]),
-            targets,
-            config,
-        )
-
-    def build_metrics(self, training: bool = True):
-        names = ("classification_loss", "box_loss", "gradient_norm") if training else ()
-        return [tf_keras.metrics.Mean(name) for name in names]
-
-    def train_step(self, inputs, model, optimizer, metrics=None):
+    def forward(self, inputs, model, step):
         config = self.task_config
-        self._anchors = model.anchors
-        step = tf.cast(optimizer.iterations, tf.int32)
-        # Set on every step: a phase may start from the checkpoint of one that froze.
-        model.norm.frozen.assign((config.freeze_norm_step >= 0) & (step >= config.freeze_norm_step))
         f0_steps, f1_steps = sample_schedule(
             inputs["frames"].shape[1], config.f0_probability, tf.stack([config.seed, step])
         )
-        with tf.GradientTape() as tape:
-            outputs = model(inputs["frames"], f0_steps, f1_steps, training=True)
-            losses = self.build_losses(inputs, outputs)
-            loss = losses.total(config.losses.box_weight)
-            scaled_loss = loss / tf.distribute.get_strategy().num_replicas_in_sync
-        gradients = tape.gradient(scaled_loss, model.trainable_variables)
-        norm = tf.linalg.global_norm(gradients)
-        with tf.control_dependencies([self._require_finite(loss, norm, inputs, step)]):
-            optimizer.apply_gradients(zip(gradients, model.trainable_variables))
-        positives = tf.maximum(tf.reduce_sum(losses.positives), 1.0)
-        values = (
-            tf.reduce_sum(losses.classification) / positives,
-            tf.reduce_sum(losses.box) / positives,
-            norm,
-        )
-        for metric, value in zip(metrics or (), values):
-            metric.update_state(value)
-        return {self.loss: loss}
+        outputs = model(inputs["frames"], f0_steps, f1_steps, training=True)
+        return self.objective.loss(outputs, inputs)
 
-    def _require_finite(self, loss, norm, inputs, step):
-        """An operation that keeps the batch and stops training if the loss is not a number."""
-        names = sorted(inputs)
-
-        def stop(loss, norm, step, *arrays):
-            path = os.path.join(self.logging_dir or ".", f"not_finite_step_{int(step)}.npz")
-            with files.atomic_path(path) as temporary:
-                np.savez_compressed(temporary, **dict(zip(names, arrays)))
-            raise FloatingPointError(
-                f"loss is {float(loss):g} and its gradient {float(norm):g} at step {int(step)}; its "
-                f"batch is kept in {path}; lower the learning rate or look at the batch"
-            )
-
-        def keep_batch():
-            return tf.py_function(stop, [loss, norm, step, *(inputs[n] for n in names)], [])
-
-        finite = tf.math.is_finite(loss) & tf.math.is_finite(norm)
-        return tf.cond(finite, tf.no_op, lambda: tf.group(keep_batch()))
-
-    def validation_step(self, inputs, model, metrics=None):
+    def predict(self, inputs, model):
         """Runs whole clips at a fixed interleave ratio."""
-        self._anchors = model.anchors
         picks = schedules.FixedSchedule(self.task_config.validation_tau)
         by_extractor = {"f0": [], "f1": []}
         for t in range(inputs["frames"].shape[1]):
             by_extractor[picks.pick(t)].append(t)
-        outputs = model(
-            inputs["frames"], *(tf.constant(t, tf.int32) for t in by_extractor.values())
-        )
-        return {**outputs, **inputs}
-
-    def aggregate_logs(self, state=None, step_logs=None):
-        if state is None:
-            state = ClipScores(self.task_config.labels, self._anchors)
-        for batch in per_replica(step_logs):
-            state.add(batch)
-        return state
-
-    def reduce_aggregated_logs(self, aggregated_logs, global_step=None):
-        return aggregated_logs.summaries(global_step)
+        return model(inputs["frames"], *(tf.constant(t, tf.int32) for t in by_extractor.values()))
 
 
 @exp_factory.register_config_factory(EXPERIMENT)

@@ -7,6 +7,7 @@ folder of a policy needs no other.
 """
 
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 import tensorflow as tf
@@ -22,9 +23,10 @@ from memvid_tf.evaluation.checkpoint_network import CheckpointNetwork
 from memvid_tf.models import policy as policies
 from memvid_tf.models.interleaved import InterleavedConfig
 from memvid_tf.rl import ddqn as learning
-from memvid_tf.rl import interleaving, replay
+from memvid_tf.rl import game, interleaving, replay
 from memvid_tf.tasks import checkpoints, configuration
-from memvid_tf.tasks.detection import InterleavedTaskConfig, check_clips, clip_inputs
+from memvid_tf.tasks.clip_task import check_clips, clip_inputs
+from memvid_tf.tasks.detection import InterleavedTaskConfig
 from memvid_tf.tasks.validation import ClipScores, per_replica
 
 EXPERIMENT = "interleaved_policy"
@@ -63,6 +65,31 @@ class PolicyTaskConfig(config_definitions.TaskConfig):
         default_factory=lambda: clips.ClipConfig(is_training=False)
     )
     seed: int = 0
+
+
+def sections_of_base(config, base, default, sections: Sequence[str]) -> dict[str, object]:
+    """Sections that a task takes over from the task of its `base_model_dir`.
+
+    Args:
+      config: the task.
+      base: the other.
+      default: the task as it is where nothing is given.
+      sections: their names.
+
+    Raises:
+      UserError: if the task gives one of them and it is another there.
+    """
+    for section in sections:
+        own, theirs, unset = (
+            {section: _plain(getattr(c, section))} for c in (config, base, default)
+        )
+        given = configuration.difference(unset, own, "task.")
+        if given and configuration.difference(theirs, own):
+            raise UserError(
+                f"configuration: {given.partition(' is ')[0]} is given, but task.{section} is that "
+                f"of task.base_model_dir {config.base_model_dir!r}; leave it out"
+            )
+    return {section: getattr(base, section) for section in sections}
 
 
 class ReplayState(tf.train.experimental.PythonState):
@@ -107,18 +134,7 @@ class PolicyTask(base_task.Task):
                 f"task.base_model_dir {config.base_model_dir!r} holds a training of {base.name!r}, "
                 "wanted one of 'interleaved'"
             )
-        taken, default = {}, PolicyTaskConfig()
-        for section in FROM_BASE:
-            own, theirs, unset = (
-                {section: _plain(getattr(c, section))} for c in (config, base, default)
-            )
-            given = configuration.difference(unset, own, "task.")
-            if given and configuration.difference(theirs, own):
-                raise UserError(
-                    f"configuration: {given.partition(' is ')[0]} is given, but task.{section} is "
-                    f"that of task.base_model_dir {config.base_model_dir!r}; leave it out"
-                )
-            taken[section] = getattr(base, section)
+        taken = sections_of_base(config, base, PolicyTaskConfig(), FROM_BASE)
         config = config.replace(**taken)
         check_clips(config)
         return config
@@ -181,7 +197,7 @@ class PolicyTask(base_task.Task):
         played = []
         self._environment.load({name: value.numpy() for name, value in inputs.items()})
         for _ in range(config.games_per_step):
-            for frame in interleaving.run_loop(self._environment, act, config.both_actions):
+            for frame in game.run_loop(self._environment, act, config.both_actions):
                 played.append(frame)
                 for transition in frame.transitions:
                     self._replay.add(transition)

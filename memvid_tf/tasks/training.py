@@ -18,9 +18,12 @@ from tqdm import tqdm
 
 from memvid_tf.data import reading
 from memvid_tf.errors import UserError
+from memvid_tf.tasks import attention as _registers_attention  # noqa: F401
 from memvid_tf.tasks import checkpoints, configuration
 from memvid_tf.tasks import detection as _registers_interleaved  # noqa: F401
+from memvid_tf.tasks import patchwork as _registers_patchwork  # noqa: F401
 from memvid_tf.tasks import policy as _registers_interleaved_policy  # noqa: F401
+from memvid_tf.tasks import single_frame as _registers_single_frame  # noqa: F401
 
 LOG_FILE = "train.log"
 

@@ -1,4 +1,4 @@
-"""What validation during training makes of whole clips: mAP and some pictures."""
+"""What validation during training makes of whole clips: mAP, or J and F, and some pictures."""
 
 from collections.abc import Sequence
 
@@ -6,7 +6,7 @@ import numpy as np
 import tensorflow as tf
 
 from memvid_tf.detection.matching import CODER_WEIGHTS
-from memvid_tf.evaluation import scoring
+from memvid_tf.evaluation import mask_scoring, scoring
 from memvid_tf.evaluation.vid_map import VidMap
 from memvid_tf.runtime import annotate
 from memvid_tf.runtime.manifest import BoxCoder
@@ -53,6 +53,30 @@ class ClipScores:
             "mAP": result.mean_ap,
             **{f"mAP_{motion}": value for motion, value in result.motion.items()},
         }
+
+
+class MaskScores:
+    """Scores of validation clips of a segmenter."""
+
+    def __init__(self):
+        self._scores, self._pictures = mask_scoring.MaskScores(), []
+
+    def add(self, batch: dict[str, np.ndarray]) -> None:
+        """Scores a batch of `clips.clip_dataset` with masks, to which `mask_logits`
+        [B, T, h, w, 1] were added."""
+        for i in range(len(batch["frames"])):
+            clip = {key: value[i] for key, value in batch.items()}
+            found = self._scores.add_clip(clip, clip["mask_logits"])
+            if len(self._pictures) < PICTURES:
+                frame = clip["frames"][len(found) - 1]
+                self._pictures.append(annotate.draw_mask(frame, found[-1]))
+
+    def summaries(self, step) -> dict[str, float]:
+        """Writes the pictures to the default summary writer; returns J and F."""
+        pictures = np.stack(self._pictures)
+        tf.summary.image("masks", pictures, step=step, max_outputs=len(pictures))
+        result = self._scores.result()
+        return {"J": result.j.mean, "F": result.f.mean}
 
 
 def per_replica(step_logs: dict) -> list[dict[str, np.ndarray]]:

@@ -1,0 +1,274 @@
+r"""Host latency of a whole Patchwork step over the plain network on the full frame (PW figures 6, 8).
+
+  python -m benchmarks.windows_host --work_dir=runs/windows_host \
+    --output=benchmarks/results/windows_host
+
+Paper scale: MobileNetV2-SSDLite at 384 px, in windows of a quarter and of a sixteenth of the frame,
+int8 and float. Weights are random, since latency does not depend on them; ranges are observed on
+noise. A step is everything between a stored frame and the heads of the full frame: crop, gather of
+the halos, body, scatter, tail; then attention, which decides about the next frame. Everything takes
+turns in one process, in an order that is shuffled every round: ratios are what to read.
+"""
+
+import os
+import random
+import statistics
+import time
+
+import numpy as np
+from absl import flags
+
+from benchmarks import pages
+from memvid_tf import errors
+
+FLAGS = flags.FLAGS
+IMAGE_SIZE = (384, 384)  # PW 4
+WINDOWS = {"1/4": (4, 2), "1/16": (4, 1)}
+PRECISIONS = ("int8", "float32")
+OBSERVED_STEPS = 2  # the first initialises ranges and batch statistics
+# What issue and design ask of a step, as a share of the plain network.
+TARGETS = {("int8", "1/4"): 0.33, ("float32", "1/4"): 0.38}
+TARGETS |= {("int8", "1/16"): 0.125, ("float32", "1/16"): 0.18}
+
+
+def path_of(work_dir: str, precision: str, share: str) -> str:
+    """Folder of a bundle."""
+    return os.path.join(work_dir, f"{precision}_{share.replace('/', '_')}")
+
+
+def plain_of(work_dir: str, precision: str) -> str:
+    """File of the plain network."""
+    return os.path.join(work_dir, f"plain_{precision}.tflite")
+
+
+def write_graphs(work_dir: str, precision: str) -> None:
+    """Writes what is missing of a precision: the plain network and its bundles."""
+    missing = [
+        share
+        for share in WINDOWS
+        if not os.path.exists(os.path.join(path_of(work_dir, precision, share), "manifest.json"))
+    ]
+    plain = plain_of(work_dir, precision)
+    if not missing and os.path.exists(plain):
+        return
+    import tensorflow as tf
+
+    from export import bundle, convert, patchwork_bundle
+    from memvid_tf import files
+    from memvid_tf.models import single_frame
+    from memvid_tf.models.attention import AttentionConfig
+    from memvid_tf.models.attentive import FEATURES, build_attention
+    from memvid_tf.models.patchwork import Patchwork
+    from memvid_tf.runtime.manifest import Checkpoint
+    from memvid_tf.windows import Windows
+
+    network = single_frame.build(
+        single_frame.SingleFrameConfig(
+            image_size=IMAGE_SIZE,
+            quantization="int8" if precision == "int8" else "none",
+            norm_momentum=0.5,
+        )
+    )
+    rng = np.random.default_rng(0)
+    for _ in range(OBSERVED_STEPS):
+        network(tf.constant(rng.integers(0, 256, (1, *IMAGE_SIZE, 3), np.uint8)), training=True)
+    if not os.path.exists(plain):
+        spec = tf.TensorSpec([1, *IMAGE_SIZE, 3], tf.float32, "image")
+        detect = tf.function(lambda image: network.detect(image), input_signature=[spec])
+        content = convert.convert(network, {"serving_default": detect}, precision=precision)
+        with files.atomic_path(plain) as temporary, open(temporary, "wb") as file:
+            file.write(content)
+    for share in missing:
+        model = Patchwork(network, Windows(*WINDOWS[share]))
+        attention = build_attention(model, AttentionConfig())
+        features = rng.uniform(0, 6, [2, *model.map_sizes[FEATURES], model.map_channels[FEATURES]])
+        history = tf.zeros([2, model.windows.count])
+        attention(tf.constant(features, tf.float32), history, training=True)
+        labels = tuple(f"class_{k}" for k in range(network.config.num_classes))
+        source = patchwork_bundle.Source({}, labels, Checkpoint("random weights", 0))
+        options = bundle.Options(precision=precision)
+        path = path_of(work_dir, precision, share)
+        patchwork_bundle.write(model, source, options, path, attention)
+
+
+class Step:
+    """Steps of one bundle over one video, one after another.
+
+    Args:
+      folder: of the bundle.
+      images: stored frames.
+    """
+
+    def __init__(self, folder: str, frames: list[np.ndarray]):
+        from memvid_tf.runtime.attention import Attention, next_history
+        from memvid_tf.runtime.bundle import Bundle
+        from memvid_tf.runtime.patchwork import PatchworkNetwork
+
+        bundle = Bundle.load(folder)
+        self._network, self._attention = PatchworkNetwork(bundle), Attention(bundle)
+        self._next_history = next_history
+        self._images = [self._network.prepare(frame) for frame in frames]
+        self._count = self._network.layout.windows.count
+        _, self._memory = self._network.first(self._images[0])
+
+    def run(self, runs: int) -> dict[str, list[float]]:
+        """Milliseconds of `runs` frames: all of a step, attention, and inside body and tail."""
+        network, memory = self._network, self._memory
+        history = np.zeros([1, self._count], np.float32)
+        found = {"step": [], "attention": [], "graphs": []}
+        for t in range(runs):
+            action = t * 7 % self._count
+            image = self._images[t % len(self._images)]
+            start = time.perf_counter()
+            network.step(image, action, memory)
+            done = time.perf_counter()
+            history = self._next_history(history, np.array([action]), self._attention.spec.decay)
+            self._attention.q_values(memory.maps[self._attention.spec.map], history).argmax()
+            end = time.perf_counter()
+            found["step"].append((done - start) * 1e3)
+            found["attention"].append((end - done) * 1e3)
+            found["graphs"].append(network.body_ms + network.tail_ms)
+        return found
+
+
+class Plain:
+    """The plain network on full frames."""
+
+    def __init__(self, path: str, frames: list[np.ndarray]):
+        from memvid_tf.runtime.interpreter import Graph
+
+        graph = Graph(path, "serving_default")
+        image = graph.inputs["image"]
+        real = [np.float32(frame)[None] / 128 - 1 for frame in frames]
+        self._images = real if image.scale is None else [image.quantize(x) for x in real]
+        self._call = graph.bind(("image",), ("box_encodings", "class_logits"))
+
+    def run(self, runs: int) -> dict[str, list[float]]:
+        """Milliseconds of `runs` frames."""
+        found = []
+        for t in range(runs):
+            start = time.perf_counter()
+            self._call(self._images[t % len(self._images)])
+            found.append((time.perf_counter() - start) * 1e3)
+        return {"step": found}
+
+
+def measure(work_dir: str, rounds: int, runs: int) -> list[dict]:
+    """Rows of medians and ratios.
+
+    Args:
+      work_dir: of `write_graphs`.
+      rounds: times that everything takes its turn.
+      runs: frames of a turn, of which the first third warms up.
+    """
+    from tqdm import tqdm
+
+    rng = np.random.default_rng(0)
+    frames = [rng.integers(0, 256, (*IMAGE_SIZE, 3), np.uint8) for _ in range(4)]
+    subjects = {}
+    for precision in PRECISIONS:
+        subjects[precision, None] = Plain(plain_of(work_dir, precision), frames)
+        for share in WINDOWS:
+            subjects[precision, share] = Step(path_of(work_dir, precision, share), frames)
+    medians = {key: [] for key in subjects}
+    order, shuffle = list(subjects), random.Random(0)
+    for _ in tqdm(range(rounds), desc="measuring", unit="round"):
+        shuffle.shuffle(order)
+        for key in order:
+            found = subjects[key].run(runs)
+            medians[key].append(
+                {name: statistics.median(values[runs // 3 :]) for name, values in found.items()}
+            )
+    rows = []
+    for precision, share in subjects:
+        if share is None:
+            continue
+        pairs = list(zip(medians[precision, share], medians[precision, None]))
+        ratios = [own["step"] / plain["step"] for own, plain in pairs]
+        with_attention = [(o["step"] + o["attention"]) / p["step"] for o, p in pairs]
+        rows.append(
+            {
+                "precision": precision,
+                "windows": share,
+                "plain_ms": statistics.median(p["step"] for _, p in pairs),
+                "step_ms": statistics.median(o["step"] for o, _ in pairs),
+                "graphs_ms": statistics.median(o["graphs"] for o, _ in pairs),
+                "attention_ms": statistics.median(o["attention"] for o, _ in pairs),
+                "ratio": statistics.median(ratios),
+                "ratio_least": min(ratios),
+                "ratio_most": max(ratios),
+                "ratio_with_attention": statistics.median(with_attention),
+                "target": TARGETS[precision, share],
+                "ideal": 1 / int(share.partition("/")[2]),
+            }
+        )
+    return rows
+
+
+def markdown(result: dict) -> str:
+    """The page."""
+    from tabulate import tabulate
+
+    rows = [
+        [
+            r["precision"],
+            r["windows"],
+            f"{r['plain_ms']:.2f}",
+            f"{r['step_ms']:.2f}",
+            f"{r['graphs_ms']:.2f}",
+            f"{r['ratio']:.3f} ({r['ratio_least']:.3f} to {r['ratio_most']:.3f})",
+            f"{r['ratio_with_attention']:.3f}",
+            f"{r['target']:.3f}",
+            f"{r['ideal']:.4f}",
+        ]
+        for r in result["rows"]
+    ]
+    header = ["", "windows", "plain ms", "step ms", "in graphs ms", "step / plain"]
+    header += ["with attention", "wanted at most", "ideal"]
+    machine = result["provenance"]["machine"]
+    return "\n".join(
+        [
+            "# Patchwork steps on the host",
+            "",
+            "MobileNetV2-SSDLite at 384 px, one thread, Python runtime; medians of "
+            f"{result['rounds']} rounds of {result['runs']} frames (least to most of the rounds). "
+            "A step is crop, gather, body, scatter and tail; heads are not post-processed. "
+            f"{machine['processor']}, load {result['load_average']:.2f} before, "
+            f"{result['provenance']['date']}, {result['provenance']['code_version']}.",
+            "",
+            tabulate(rows, header, tablefmt="github"),
+            "",
+        ]
+    )
+
+
+def main(argv):
+    if len(argv) > 1:
+        raise errors.UserError(f"unexpected argument {argv[1]!r}; every option is a --flag")
+    from memvid_tf import provenance
+
+    os.makedirs(FLAGS.work_dir, exist_ok=True)
+    for precision in PRECISIONS:
+        write_graphs(FLAGS.work_dir, precision)
+    load_average = os.getloadavg()[0]
+    result = {
+        "schema_version": 1,
+        "rounds": FLAGS.rounds,
+        "runs": FLAGS.runs,
+        "load_average": load_average,
+        "rows": measure(FLAGS.work_dir, FLAGS.rounds, FLAGS.runs),
+        "provenance": provenance.describe(),
+    }
+    pages.publish(FLAGS.output, result, markdown(result))
+
+
+if __name__ == "__main__":
+    flags.DEFINE_string("work_dir", "runs/windows_host", "Graphs. Example: runs/windows_host")
+    flags.DEFINE_integer("rounds", 15, "Times that everything takes its turn. Example: 15", 1)
+    flags.DEFINE_integer("runs", 30, "Frames of a turn. Example: 30", 6)
+    flags.DEFINE_string(
+        "output",
+        "",
+        "Results, as PATH.json and PATH.md. Example: benchmarks/results/windows_host",
+    )
+    errors.run(main)

@@ -1,0 +1,156 @@
+"""Does a bundle of Patchwork compute what its checkpoint computes?
+
+As in `export.verify`: over one long video that is scanned, how far what is remembered drifts apart,
+and on clips what that does to mAP, or to J and F, in every mode.
+"""
+
+import os
+
+import tensorflow as tf
+from tabulate import tabulate
+from tqdm import tqdm
+
+from export.verify import DRIFT_FRAMES, REPORT_JSON, REPORT_MD, difference, video
+from memvid_tf import files, provenance
+from memvid_tf.data import clips, records
+from memvid_tf.evaluation import report, window_rollout, window_scoring
+from memvid_tf.evaluation.bundle_windows import BundleWindows
+from memvid_tf.evaluation.checkpoint_windows import CheckpointWindows
+from memvid_tf.models.deeplab import Segmenter
+from memvid_tf.runtime.bundle import Bundle
+from memvid_tf.runtime.manifest import BoxCoder
+from memvid_tf.runtime.patchwork import PatchworkNetwork
+from memvid_tf.tasks.trained import Trained
+
+MODES = ("full", "scanning", "dqn")
+NO_CODER = BoxCoder(1.0, 1.0, 1.0, 1.0)  # masks have no boxes
+
+
+def segments(trained: Trained) -> bool:
+    """Whether the network predicts masks."""
+    return isinstance(getattr(trained.model, "network", trained.model), Segmenter)
+
+
+def drift(trained: Trained, bundle: Bundle, frames, *, advance=lambda n: None) -> list[dict]:
+    """Scans one long video in checkpoint and bundle, each with its own memory.
+
+    Args:
+      trained: the checkpoint's network.
+      bundle: the bundle made from it.
+      frames: iterator over [H, W, 3] uint8 frames.
+      advance: called with 1 after each frame.
+
+    Returns:
+      See `verify.drift`.
+    """
+    model, network = trained.model, PatchworkNetwork(bundle)
+    start = tf.function(lambda image: model.start(image))
+    step = tf.function(lambda image, action, state: model.step(image, action, state))
+    window, tail = (bundle.manifest.calls["step"][k] for k in (0, 1))
+    tensors = {
+        "strips": bundle.manifest.tensor(f"{window}/halo", "inputs"),
+        **{name: bundle.manifest.tensor(f"{tail}/{name}", "inputs") for name in model.map_sizes},
+        **{name: bundle.manifest.tensor(f"{tail}/{name}", "outputs") for name in network.outputs},
+    }
+    rows = []
+    for number, frame in enumerate(frames, start=1):
+        image = model.network.preprocess(tf.constant(frame[None]))
+        stored = network.prepare(frame)
+        if number == 1:
+            expected, state = start(image)
+            outputs, memory = network.first(stored)
+        else:
+            action = (number - 2) % model.windows.count
+            expected, state = step(image, tf.constant([action]), state)
+            outputs = network.step(stored, action, memory)
+        if number in DRIFT_FRAMES:
+            pairs = {
+                "strips": (state.strips.numpy()[0], memory.strips[:-1]),
+                **{name: (state.maps[name].numpy(), memory.maps[name]) for name in state.maps},
+                **{name: (expected[name].numpy(), outputs[name]) for name in expected},
+            }
+            differences = {n: difference(*pairs[n], tensors[n]) for n in tensors}
+            off = [name for name, value in differences.items() if value["max"] >= 1.5]
+            rows.append(
+                {"frame": number, "tensors": differences, "first_off": off[0] if off else None}
+            )
+        advance(1)
+    return rows
+
+
+def verify(trained: Trained, bundle: Bundle, data: clips.ClipConfig) -> dict:
+    """The report of a bundle; see `write_report` for what is in it."""
+    limit = max(DRIFT_FRAMES)
+    with tqdm(total=limit, desc="drift", unit="frame") as bar:
+        rows = drift(trained, bundle, video(data, limit), advance=bar.update)
+    info = records.read_info(data.input_path)
+    modes = [window_rollout.parse_mode(word) for word in MODES]
+    scores = {}
+    for name, network in (
+        ("checkpoint", CheckpointWindows(trained.model, trained.attention)),
+        ("bundle", BundleWindows(bundle)),
+    ):
+        with tqdm(total=info.split(data.split).clips, desc=f"scores of {name}", unit="clip") as bar:
+            results = window_scoring.evaluate(
+                network,
+                clips.clip_dataset(data).as_numpy_iterator(),
+                modes,
+                bundle.labels,
+                bundle.manifest.box_coder or NO_CODER,
+                advance=bar.update,
+            )
+        scores[name] = {mode: result.numbers() for mode, result in results.items()}
+    return {
+        "bundle": bundle.manifest.name,
+        "precision": bundle.manifest.precision,
+        "checkpoint_step": trained.step,
+        "drift": rows,
+        "scores": scores,
+        "provenance": provenance.describe(),
+    }
+
+
+def write_report(folder: str, content: dict) -> str:
+    """Writes `report.json` and `report.md` into a bundle's folder and returns the latter's text."""
+    unit = "steps of the int8 grid" if content["precision"] == "int8" else "units"
+    drifts = [
+        [row["frame"], name, *(f"{d[key]:.4f}" for key in ("mean", "max", "within_one"))]
+        for row in content["drift"]
+        for name, d in row["tensors"].items()
+    ]
+    rows = [
+        [
+            mode,
+            metric,
+            report.number(value),
+            report.number(content["scores"]["bundle"][mode][metric]),
+            f"{content['scores']['bundle'][mode][metric] - value:+.3f}",
+        ]
+        for mode, numbers in content["scores"]["checkpoint"].items()
+        for metric, value in numbers.items()
+    ]
+    header = ["mode", "score", "checkpoint", "bundle", "difference"]
+    first = {row["frame"]: row["first_off"] for row in content["drift"]}
+    text = "\n".join(
+        [
+            f"# Verification of {content['bundle']} ({content['precision']})",
+            "",
+            "Scores of the checkpoint and of the bundle made from it:",
+            "",
+            tabulate(rows, header, tablefmt="github"),
+            "",
+            f"Distance of what the bundle remembers and predicts from the checkpoint's, in {unit},",
+            "over one long video that is scanned (the last column is the part within one):",
+            "",
+            tabulate(drifts, ["frame", "tensor", "mean", "max", "within one"], tablefmt="github"),
+            "",
+            "First tensor more than one step off: "
+            + ", ".join(f"frame {frame}: {name or 'none'}" for frame, name in first.items()),
+            "",
+            f"Made {content['provenance']['date']} with {content['provenance']['code_version']}.",
+            "",
+        ]
+    )
+    files.write_json(os.path.join(folder, REPORT_JSON), content)
+    files.write_text(os.path.join(folder, REPORT_MD), text)
+    return text

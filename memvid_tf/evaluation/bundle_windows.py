@@ -1,0 +1,69 @@
+"""A bundle of Patchwork as `window_rollout.WindowNetwork`: what a client runs."""
+
+import copy
+
+import numpy as np
+
+from memvid_tf.evaluation.window_rollout import Costs
+from memvid_tf.runtime.attention import Attention
+from memvid_tf.runtime.bundle import Bundle
+from memvid_tf.runtime.detector import dequantizer
+from memvid_tf.runtime.patchwork import PatchworkNetwork
+
+
+class BundleWindows:
+    """Runs the graphs of a bundle, one clip after another.
+
+    Args:
+      bundle: a bundle whose system is "patchwork".
+    """
+
+    def __init__(self, bundle: Bundle):
+        manifest = bundle.manifest
+        self._network = PatchworkNetwork(bundle)
+        self.windows = self._network.layout.windows
+        self.anchors = None if manifest.anchors is None else bundle.anchors
+        self._attention = None if manifest.attention is None else Attention(bundle)
+        self.decay = None if manifest.attention is None else manifest.attention.decay
+        tail = manifest.calls["first"][1]
+        self._dequantize = {
+            name: dequantizer(spec) for name, spec in manifest.signature(tail).outputs.items()
+        }
+        graphs = manifest.graphs
+        # The cost of the body that the manifest gives is that of its windows.
+        self.costs = Costs(
+            window=graphs["body"].multiply_adds + graphs["tail"].multiply_adds,
+            attention=None if self.decay is None else graphs["attention"].multiply_adds,
+        )
+
+    def _stacked(self, outputs: list[dict]) -> dict[str, np.ndarray]:
+        return {
+            name: np.concatenate([real(o[name]) for o in outputs]).astype(np.float32)
+            for name, real in self._dequantize.items()
+        }
+
+    def first(self, frames: np.ndarray):
+        """See `window_rollout.WindowNetwork`; the state is a memory a clip."""
+        done = [self._network.first(self._network.prepare(frame)) for frame in frames]
+        outputs, memories = zip(*done)
+        return self._stacked(outputs), list(memories)
+
+    def step(self, frames: np.ndarray, actions: np.ndarray, state: list, context: bool):
+        """See `window_rollout.WindowNetwork`."""
+        outputs, state = [], copy.deepcopy(state)
+        for frame, action, memory in zip(frames, actions, state):
+            if not context:
+                memory.strips[:-1] = memory.strips[-1]
+            image = self._network.prepare(frame)
+            outputs.append(self._network.step(image, int(action), memory))
+        return self._stacked(outputs), state
+
+    def q_values(self, state: list, history: np.ndarray) -> np.ndarray:
+        """See `window_rollout.WindowNetwork`."""
+        name = self._attention.spec.map
+        return np.stack(
+            [
+                self._attention.q_values(memory.maps[name], row[None])
+                for memory, row in zip(state, history)
+            ]
+        )

@@ -1,0 +1,88 @@
+"""What the manifest of an interleaved detector (Looking Fast and Slow) has to say beyond the
+generic schema. Every function raises BundleError for the first contradiction that it finds."""
+
+from memvid_tf.runtime.manifest_checks import check_edge, check_heads, fail
+from memvid_tf.runtime.manifest_parts import F1_FROM_F0, OBSERVES
+
+
+def check(manifest) -> None:
+    """What the interleaved detector (Looking Fast and Slow) needs beyond the generic schema."""
+    for field in ("updates_state", "anchors", "box_coder", "post", "tau"):
+        if getattr(manifest, field) is None:
+            fail(field, None, "a value: system 'interleaved' needs it")
+    for field, wanted in (
+        ("calls", {"f0", "f1", "update", "post"}),
+        ("updates_state", {"f0", "f1"}),
+        ("graphs", {"f0", "f1", "memory", "post"}),
+    ):
+        missing = sorted(wanted - set(getattr(manifest, field)))
+        if missing:
+            fail(field, sorted(getattr(manifest, field)), f"also {missing}")
+    if manifest.tau < 0:
+        fail("tau", manifest.tau, "0 or more")
+    if not manifest.state:
+        fail("state", [], "at least one tensor")
+    sizes = manifest.image.sizes
+    if set(sizes) != {"f0", "f1"}:
+        fail("image", sorted(sizes), "the sizes of exactly ['f0', 'f1']")
+    if manifest.image.f1_from_f0 != F1_FROM_F0:
+        fail("image.f1_from_f0", manifest.image.f1_from_f0, repr(F1_FROM_F0))
+    factors = {big / small for big, small in zip(sizes["f0"], sizes["f1"])}
+    if len(factors) != 1 or not factors.copy().pop().is_integer():
+        fail("image.f1", sizes["f1"], f"image.f0 = {sizes['f0']} divided by one whole number")
+    for name in ("f0", "f1", "update"):
+        _check_extractor_call(manifest, name)
+    for name in ("f0", "f1"):
+        image = f"{manifest.calls[name][0]}/image"
+        if manifest.tensor(image, "inputs").shape != (1, *sizes[name], 3):
+            fail(f"image.{name}", sizes[name], f"the size of tensor {image}")
+    step = manifest.calls["f0"][1]
+    if manifest.calls["f1"][1] != step:
+        fail("calls.f1", manifest.calls["f1"], f"the memory's signature of calls.f0, {step!r}")
+    check_heads(manifest, step)
+    if (manifest.policy is None) != ("policy" not in manifest.calls):
+        fail("policy", manifest.policy, "a value exactly where calls has 'policy'")
+    if manifest.policy is not None:
+        _check_policy(manifest)
+
+
+def _check_policy(manifest) -> None:
+    policy, calls = manifest.policy, manifest.calls["policy"]
+    if sorted(policy.actions) != ["f0", "f1"]:
+        fail("policy.actions", policy.actions, "f0 and f1, in the order of q_values")
+    if policy.history < 1:
+        fail("policy.history", policy.history, "1 or more")
+    if policy.observes not in OBSERVES:
+        fail("policy.observes", policy.observes, f"one of {list(OBSERVES)}")
+    if len(calls) != 1:
+        fail("calls.policy", calls, "one signature")
+    step = manifest.calls["f0"][1]
+    for state in manifest.state:
+        for name in (state.input, f"{state.input}_before"):
+            check_edge(
+                f"calls.policy: edge {step}/{state.output} -> {calls[0]}/{name}",
+                manifest.tensor(f"{step}/{state.output}", "outputs"),
+                manifest.tensor(f"{calls[0]}/{name}", "inputs"),
+            )
+    for name, side, shape in (
+        ("eta", "inputs", (1, policy.history)), ("q_values", "outputs", (1, 2))
+    ):  # fmt: skip
+        tensor = manifest.tensor(f"{calls[0]}/{name}", side)
+        if tensor.shape != shape:
+            fail(f"tensor {calls[0]}/{name}: shape", tensor.shape, shape)
+
+
+def _check_extractor_call(manifest, name: str) -> None:
+    """An extractor, then a signature of the memory, joined by `features`."""
+    steps = manifest.calls[name]
+    if len(steps) != 2:
+        fail(f"calls.{name}", steps, "an extractor's signature, then one of the memory")
+    producer, consumer = f"{steps[0]}/features", f"{steps[1]}/features"
+    check_edge(
+        f"calls.{name}: edge {producer} -> {consumer}",
+        manifest.tensor(producer, "outputs"),
+        manifest.tensor(consumer, "inputs"),
+    )
+    for state in manifest.state:
+        manifest.tensor(f"{steps[1]}/{state.input}", "inputs")
+        manifest.tensor(f"{steps[1]}/{state.output}", "outputs")

@@ -1,0 +1,92 @@
+"""What the manifest of Patchwork has to say beyond the generic schema; `window_spec` says what it
+means. Every function raises BundleError for the first contradiction that it finds."""
+
+import dataclasses
+
+from memvid_tf.runtime.manifest_checks import check_edge, check_heads, fail
+from memvid_tf.runtime.manifest_parts import MASK_RESIZE
+from memvid_tf.runtime.window_spec import describe
+
+
+def check(manifest) -> None:
+    """What Patchwork needs beyond the generic schema; see `window_spec` for what it means."""
+    detects = "post" in manifest.calls
+    for field, needed in (
+        ("windows", True),
+        *((field, detects) for field in ("anchors", "box_coder", "post")),
+        ("mask", not detects),
+    ):
+        if (getattr(manifest, field) is not None) != needed:
+            what = "a value" if needed else "nothing"
+            fail(field, getattr(manifest, field), f"{what} where calls are {list(manifest.calls)}")
+    for name in ("first", "step"):
+        if len(manifest.calls.get(name, ())) != 2:
+            found = manifest.calls.get(name)
+            fail(f"calls.{name}", found, "a signature of the body, then the tail")
+    (first, tail), (step, same_tail) = (manifest.calls[name] for name in ("first", "step"))
+    if same_tail != tail:
+        fail("calls.step", manifest.calls["step"], f"the tail of calls.first, {tail!r}")
+    spec, sizes = manifest.windows, manifest.image.sizes
+    if set(sizes) != {"full", "window"}:
+        fail("image", sorted(sizes), "the sizes of exactly ['full', 'window']")
+    for name, call in (("full", first), ("window", step)):
+        if manifest.tensor(f"{call}/image", "inputs").shape != (1, *sizes[name], 3):
+            fail(f"image.{name}", sizes[name], f"the size of tensor {call}/image")
+    try:
+        layout = spec.layout()
+        layout.windows.check("image.full", sizes["full"])
+    except ValueError as error:
+        fail("windows", str(error), "windows that fit every cell")
+    if spec != describe(layout, [spec.image_rows, spec.image_columns], spec.maps):
+        fail("windows", spec, "kept rows and columns, and the chunk, that follow from the rest")
+    for axis, halo in enumerate((spec.image_rows, spec.image_columns)):
+        wanted = layout.windows.size(sizes["full"][axis]) + sum(halo)
+        if sizes["window"][axis] != wanted:
+            fail("image.window", sizes["window"], f"{wanted} on axis {axis}, halo included")
+    ends = [(f"{step}/halo", "inputs", layout.halo), (f"{step}/own", "outputs", layout.own)]
+    ends.append((f"{first}/strips", "outputs", layout.memory))
+    halo = manifest.tensor(ends[0][0], "inputs")
+    for name, side, chunks in ends:
+        wanted = dataclasses.replace(halo, shape=(1, chunks, spec.chunk))
+        if manifest.tensor(name, side) != wanted:
+            fail(f"tensor {name}", manifest.tensor(name, side), f"{wanted}")
+    if sorted(spec.maps) != sorted(manifest.signature(tail).inputs):
+        fail("windows.maps", spec.maps, f"the inputs of {tail}")
+    for name in spec.maps:
+        whole = manifest.tensor(f"{tail}/{name}", "inputs")
+        window = [layout.windows.size(side) for side in whole.shape[1:3]]
+        part = dataclasses.replace(whole, shape=(1, *window, *whole.shape[3:]))
+        for producer, wanted in ((first, whole), (step, part)):
+            if manifest.tensor(f"{producer}/{name}", "outputs") != wanted:
+                found = manifest.tensor(f"{producer}/{name}", "outputs")
+                fail(f"tensor {producer}/{name}", found, f"{wanted}")
+    if detects:
+        check_heads(manifest, tail)
+    else:
+        manifest.tensor(f"{tail}/mask_logits", "outputs")
+        if manifest.mask.resize != MASK_RESIZE:
+            fail("mask.resize", manifest.mask.resize, repr(MASK_RESIZE))
+    if (manifest.attention is None) != ("attention" not in manifest.calls):
+        fail("attention", manifest.attention, "a value exactly where calls has 'attention'")
+    if manifest.attention is not None:
+        _check_attention(manifest, tail, layout.windows.count)
+
+
+def _check_attention(manifest, tail: str, actions: int) -> None:
+    spec, calls = manifest.attention, manifest.calls["attention"]
+    if len(calls) != 1:
+        fail("calls.attention", calls, "one signature")
+    if spec.map not in manifest.windows.maps:
+        fail("attention.map", spec.map, f"one of windows.maps, {list(manifest.windows.maps)}")
+    if not 0 <= spec.decay < 1:
+        fail("attention.decay", spec.decay, "a number in [0, 1)")
+    if spec.one <= 0:
+        fail("attention.one", spec.one, "a number above 0")
+    features = manifest.tensor(f"{calls[0]}/features", "inputs")
+    stored = manifest.tensor(f"{tail}/{spec.map}", "inputs")
+    edge = f"calls.attention: map {spec.map} of {tail} -> {calls[0]}/features"
+    check_edge(edge, stored, features)
+    for name, side in (("history", "inputs"), ("q_values", "outputs")):
+        tensor = manifest.tensor(f"{calls[0]}/{name}", side)
+        if tensor.shape != (1, actions):
+            fail(f"tensor {calls[0]}/{name}: shape", tensor.shape, (1, actions))
