@@ -1,6 +1,14 @@
 """Results as programs leave them: numbers in PATH.json, what people read in PATH.md."""
 
+import statistics
+
 from memvid_tf import errors, files
+
+
+def spread(values: list[float]) -> dict[str, float]:
+    """Mean and sample standard deviation; the latter 0 for one value."""
+    deviation = statistics.stdev(values) if len(values) > 1 else 0.0
+    return {"mean": statistics.fmean(values), "spread": deviation, "values": values}
 
 
 def publish(output: str, result: dict, page: str) -> None:

@@ -11,7 +11,6 @@ that the program works and nothing about the paper.
 
 import dataclasses
 import os
-import statistics
 from collections.abc import Callable
 
 from absl import flags
@@ -154,12 +153,6 @@ CLAIMS = (
 )
 
 
-def spread(values: list[float]) -> dict[str, float]:
-    """Mean and sample standard deviation; the latter 0 for one value."""
-    deviation = statistics.stdev(values) if len(values) > 1 else 0.0
-    return {"mean": statistics.fmean(values), "spread": deviation, "values": values}
-
-
 SOURCES = ("first", "float", "qat_float", "qat", "int8")
 
 
@@ -176,14 +169,14 @@ def collect(all_runs: dict[str, pipeline.Run]) -> dict:
         }
     by_key = {
         cell: {
-            key: spread([score[key] for score in by_seed.values()])
+            key: pages.spread([score[key] for score in by_seed.values()])
             for key in next(iter(by_seed.values()), ())
         }
         for cell, by_seed in scores.items()
     }
     claims = []
     for claim in CLAIMS:
-        value = spread([claim.value(score) for score in scores["factored"].values()])
+        value = pages.spread([claim.value(score) for score in scores["factored"].values()])
         claims.append(
             {
                 "claim": claim.sentence,

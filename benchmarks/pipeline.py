@@ -77,9 +77,73 @@ def exists(path: str) -> Callable[[], bool]:
     return lambda: os.path.exists(path)
 
 
+def read(path: str) -> dict:
+    """What a step wrote as JSON."""
+    with open(path, encoding="utf-8") as file:
+        return json.load(file)
+
+
 def trained_for(model_dir: str, steps: int) -> Callable[[], bool]:
     """Done where a checkpoint of this step is."""
     return exists(os.path.join(model_dir, f"ckpt-{steps}.index"))
+
+
+def training(
+    title: str,
+    configs: Sequence[str],
+    overrides: Sequence[str],
+    model_dir: str,
+    steps: int,
+    **flags: object,
+) -> Step:
+    """A training.
+
+    Args:
+      title: see `Step`.
+      configs: YAML files, without folder and suffix.
+      overrides: `key=value` pairs, of which one says `steps`.
+      model_dir: folder of the training.
+      steps: at which it ends.
+      **flags: further ones of memvid_tf.train.
+    """
+    return Step(
+        title,
+        "memvid_tf.train",
+        {
+            "config_file": [f"configs/{config}.yaml" for config in configs],
+            "params_override": ",".join(overrides),
+            "model_dir": model_dir,
+            **flags,
+        },
+        trained_for(model_dir, steps),
+    )
+
+
+def export(model_dir: str, bundle: str, precision: str, verify: bool = True) -> Step:
+    """The bundle of a training."""
+    return Step(
+        f"{precision} bundle" + (" and its verification" if verify else ""),
+        "export",
+        {"model_dir": model_dir, "output_dir": bundle, "precision": precision, "verify": verify},
+        exists(os.path.join(bundle, "report.json" if verify else "manifest.json")),
+    )
+
+
+def evaluation(title: str, modes: Sequence[str], output: str, **flags: object) -> Step:
+    """Scores a checkpoint or a bundle.
+
+    Args:
+      title: see `Step`.
+      modes: see `rollout.parse_mode`.
+      output: the results file.
+      **flags: further ones of memvid_tf.evaluate, of which one says what is scored.
+    """
+    return Step(
+        title,
+        "memvid_tf.evaluate",
+        {**flags, "modes": ",".join(modes), "output": output},
+        exists(output),
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -158,15 +222,12 @@ class Run:
         ]
         if number:
             overrides.append(f"task.init_checkpoint={self.path(self.phases[number - 1].name)}")
-        return Step(
+        return training(
             f"{phase.name} training, seed {self.seed}, {phase.steps} steps",
-            "memvid_tf.train",
-            {
-                "config_file": [f"configs/{config}.yaml" for config in phase.configs],
-                "params_override": ",".join(overrides),
-                "model_dir": self.path(phase.name),
-            },
-            trained_for(self.path(phase.name), phase.steps),
+            phase.configs,
+            overrides,
+            self.path(phase.name),
+            phase.steps,
         )
 
     def trainings(self) -> list[Step]:
@@ -176,19 +237,7 @@ class Run:
     def export(self, precision: str, verify: bool = True) -> Step:
         """The bundle of one precision: int8 from the last phase, float32 from the one before."""
         phase = "qat" if precision == "int8" else self.float_phase
-        bundle = self.path("bundles", precision)
-        proof = "report.json" if verify else "manifest.json"
-        return Step(
-            f"{precision} bundle" + (" and its verification" if verify else ""),
-            "export",
-            {
-                "model_dir": self.path(phase),
-                "output_dir": bundle,
-                "precision": precision,
-                "verify": verify,
-            },
-            exists(os.path.join(bundle, proof)),
-        )
+        return export(self.path(phase), self.path("bundles", precision), precision, verify)
 
     def evaluation(self, source: str, modes: Sequence[str]) -> Step:
         """Scores a checkpoint or a bundle in inference modes.
@@ -199,21 +248,15 @@ class Run:
             "float32" for a bundle.
           modes: see `rollout.parse_mode`.
         """
-        output = self.path("results", f"{source}.json")
         phases = {"first": self.phases[0].name, "float": self.float_phase}
         which = {"bundle": self.path("bundles", source)}
         if source in phases:
             which = {"model_dir": self.path(phases[source])}
         elif source in ("qat", "qat_float"):
             which = {"model_dir": self.path("qat"), "simulate_quantization": source == "qat"}
-        return Step(
-            f"evaluation of {source}",
-            "memvid_tf.evaluate",
-            {**which, "modes": ",".join(modes), "output": output},
-            exists(output),
-        )
+        output = self.path("results", f"{source}.json")
+        return evaluation(f"evaluation of {source}", modes, output, **which)
 
     def result(self, source: str) -> dict:
         """What an evaluation wrote."""
-        with open(self.path("results", f"{source}.json"), encoding="utf-8") as file:
-            return json.load(file)
+        return read(self.path("results", f"{source}.json"))
