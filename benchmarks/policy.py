@@ -41,7 +41,7 @@ def define_flags() -> None:
 
 
 GAMMAS = ["0.1", "0.2", "0.4", "0.8", "1.6"]
-STEPS, QUICK_STEPS = 200, 10
+STEPS, QUICK_STEPS = 100, 10  # the first is that of the configuration
 QUICK = ("task.windows=16", "task.ddqn.games_per_step=8", "task.ddqn.updates_per_step=2")
 FIXED = ("f0", "1", "2", "3", "4", "6", "9", "14", "19", "29", "39")
 RANDOM = ("random5", "random10", "random20", "random33")
@@ -122,7 +122,6 @@ class Policies:
             f"task.seed={self._seed}",
             f"task.speed_reward={gamma}",
             f"trainer.train_steps={steps}",
-            f"trainer.optimizer_config.learning_rate.cosine.decay_steps={steps}",
             f"trainer.validation_interval={steps // 5}",
             *(QUICK if self._quick else ()),
         ]
