@@ -3,9 +3,9 @@ r"""A paper-scale bundle to measure: the network of LFS with ranges observed on 
   python -m benchmarks.paper_bundle --output_dir=bundles/paper
 
 Latency does not depend on what the weights are, but quantization needs ranges: a few steps of
-quantization-aware training on a few synthetic clips of 320 px observe them. A policy is then trained
-for a few steps. The bundles, int8 and float32, are complete and pass the gate; they detect nothing,
-and what the policy decides means nothing.
+quantization-aware training on a few synthetic clips of 320 px observe them, a few more those of a
+policy. The bundles, int8 and float32, are complete and pass the gate; they detect nothing, and
+what the policy decides means nothing.
 """
 
 import os

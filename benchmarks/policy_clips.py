@@ -1,4 +1,4 @@
-"""What makes a clip hard, from its ground truth, and how often f0 ran on hard clips and easy ones."""
+"""What makes a clip hard, from its ground truth, and how often f0 ran on hard and easy clips."""
 
 from collections.abc import Sequence
 from typing import NamedTuple

@@ -36,7 +36,7 @@ def test_scenes_divide_the_clip_and_hold_its_bursts():
         assert sum(len(scene.pace) for scene in found) == 60
         cuts += len(found) - 1
         for scene in found:
-            assert len(scene.pace) >= activity.MIN_SCENE_FRAMES and len(scene.pan) == len(scene.pace)
+            assert len(scene.pace) == len(scene.pan) >= activity.MIN_SCENE_FRAMES
             assert set(scene.pace) <= {config.calm_pace, config.burst_pace}
             assert (scene.pan[scene.pace == config.calm_pace] == 0).all()
             for begin, end in scene.bursts:
@@ -99,7 +99,8 @@ def test_a_cut_replaces_everything():
     )
     frames, owners, tracks = synthetic.render_clip(config, "test", 0)
     assert frames.shape == (40, 96, 96, 3) and owners.max() <= len(tracks)
-    ids = [set(synthetic.frame_truth(owner, tracks, t)[1].tolist()) for t, owner in enumerate(owners)]
+    truths = [synthetic.frame_truth(owner, tracks, t) for t, owner in enumerate(owners)]
+    ids = [set(here.tolist()) for _, here, _ in truths]
     cuts = [t for t in range(1, 40) if ids[t] and ids[t - 1] and not ids[t] & ids[t - 1]]
     assert cuts
     change = np.abs(np.diff(frames.astype(int), axis=0)).mean((1, 2, 3))

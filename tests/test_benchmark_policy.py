@@ -124,10 +124,9 @@ def test_the_page_and_its_pictures(info, tmp_path):
 
 
 def test_several_plots_in_one():
-    found = plots.columns_svg("t", "x", {"a": [Series("n", [1, 2], [3, 4])], "b": [Series("", [1], [2])]})
-    assert found.startswith("<?xml") and found == plots.columns_svg(
-        "t", "x", {"a": [Series("n", [1, 2], [3, 4])], "b": [Series("", [1], [2])]}
-    )
+    series = {"a": [Series("n", [1, 2], [3, 4])], "b": [Series("", [1], [2])]}
+    found = plots.columns_svg("t", "x", series)
+    assert found.startswith("<?xml") and found == plots.columns_svg("t", "x", series)
     with pytest.raises(ValueError, match="'t' has no points"):
         plots.columns_svg("t", "x", {"a": [Series("n", [], [])]})
 

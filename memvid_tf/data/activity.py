@@ -50,7 +50,11 @@ class EventConfig:
             ("liveliness_sigma", self.liveliness_sigma >= 0, "at least 0"),
             ("calm_pace", 0 < self.calm_pace <= 1, "in 0..1, above 0"),
             ("burst_pace", 1 <= self.burst_pace <= 10, "in 1..10"),
-            ("min_burst_frames", self.min_burst_frames >= MIN_BURST_FRAMES, f"at least {MIN_BURST_FRAMES}"),
+            (
+                "min_burst_frames",
+                self.min_burst_frames >= MIN_BURST_FRAMES,
+                f"at least {MIN_BURST_FRAMES}",
+            ),
             (
                 "max_burst_frames",
                 self.max_burst_frames >= self.min_burst_frames,

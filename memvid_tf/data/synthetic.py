@@ -266,7 +266,8 @@ def _in_clip(track, first, count, size):
     """The track of a scene that begins at frame `first`, over all `count` frames of the clip."""
     after = count - first - len(track.side)
     corner = np.pad(track.corner, ((first, after), (0, 0)), constant_values=ELSEWHERE * size)
-    return dataclasses.replace(track, corner=corner, side=np.pad(track.side, (first, after), "edge"))
+    side = np.pad(track.side, (first, after), "edge")
+    return dataclasses.replace(track, corner=corner, side=side)
 
 
 def _render_scene(config, scene, rng):
