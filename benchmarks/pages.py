@@ -2,7 +2,6 @@
 
 from memvid_tf import errors, files
 
-
 def publish(output: str, result: dict, page: str) -> None:
     """Prints a page and writes it with its numbers.
 

@@ -3,8 +3,9 @@ r"""A paper-scale bundle to measure: the network of LFS with ranges observed on 
   python -m benchmarks.paper_bundle --output_dir=bundles/paper
 
 Latency does not depend on what the weights are, but quantization needs ranges: a few steps of
-quantization-aware training on a few synthetic clips of 320 px observe them. The bundles, int8 and
-float32, are complete and pass the gate; they detect nothing.
+quantization-aware training on a few synthetic clips of 320 px observe them, a few more those of a
+policy. The bundles, int8 and float32, are complete and pass the gate; they detect nothing, and
+what the policy decides means nothing.
 """
 
 import os
@@ -21,7 +22,7 @@ flags.DEFINE_string(
 )
 
 STEPS = 4
-TRAINING = (
+CLIPS = (
     "task.train_data.global_batch_size=2",
     "task.train_data.unroll_frames=3",
     "task.validation_data.unroll_frames=0",
@@ -30,27 +31,24 @@ TRAINING = (
     "task.train_data.still_share=0.0",
     "task.train_data.max_objects=4",
     "task.validation_data.max_objects=4",
-    "task.model.norm_momentum=0.5",
     f"trainer.train_steps={STEPS}",
     f"trainer.steps_per_loop={STEPS}",
     f"trainer.summary_interval={STEPS}",
+)
+DETECTOR = ("task.model.norm_momentum=0.5",)
+POLICY = (
+    "task.train_data.image_size=[320,320]",
+    "task.validation_data.image_size=[320,320]",
+    "task.windows=4",
+    "task.ddqn.games_per_step=4",
 )
 
 
 def steps(output_dir: str, work_dir: str) -> list[pipeline.Step]:
     """Data, training and both exports."""
-    data, model_dir = os.path.join(work_dir, "data"), os.path.join(work_dir, "qat")
+    data, detector, policy = (os.path.join(work_dir, name) for name in ("data", "qat", "policy"))
     inputs = (f"task.train_data.input_path={data}", f"task.validation_data.input_path={data}")
-
-    def export(precision):
-        bundle = os.path.join(output_dir, precision)
-        return pipeline.Step(
-            f"{precision} bundle",
-            "export",
-            {"model_dir": model_dir, "output_dir": bundle, "precision": precision, "verify": False},
-            pipeline.exists(os.path.join(bundle, "manifest.json")),
-        )
-
+    base = f"task.base_model_dir={detector}"
     return [
         pipeline.Step(
             "synthetic clips of 320 px",
@@ -59,19 +57,27 @@ def steps(output_dir: str, work_dir: str) -> list[pipeline.Step]:
             pipeline.exists(os.path.join(data, "dataset.json")),
             arguments=("synthetic",),
         ),
-        pipeline.Step(
+        pipeline.training(
             f"{STEPS} steps of quantization-aware training at paper scale",
-            "memvid_tf.train",
-            {
-                "config_file": ["configs/interleaved.yaml", "configs/interleaved_qat.yaml"],
-                "params_override": ",".join((*inputs, *TRAINING)),
-                "model_dir": model_dir,
-                "mode": "train",
-            },
-            pipeline.trained_for(model_dir, STEPS),
+            ("interleaved", "interleaved_qat"),
+            (*inputs, *CLIPS, *DETECTOR),
+            detector,
+            STEPS,
+            mode="train",
         ),
-        export("int8"),
-        export("float32"),
+        pipeline.training(
+            f"{STEPS} steps of a policy",
+            (),
+            (*inputs, base, *CLIPS, *POLICY),
+            policy,
+            STEPS,
+            mode="train",
+            experiment="interleaved_policy",
+        ),
+        *(
+            pipeline.export(policy, os.path.join(output_dir, precision), precision, verify=False)
+            for precision in ("int8", "float32")
+        ),
     ]
 
 

@@ -77,9 +77,73 @@ def exists(path: str) -> Callable[[], bool]:
     return lambda: os.path.exists(path)
 
 
+def read(path: str) -> dict:
+    """What a step wrote as JSON."""
+    with open(path, encoding="utf-8") as file:
+        return json.load(file)
+
+
 def trained_for(model_dir: str, steps: int) -> Callable[[], bool]:
     """Done where a checkpoint of this step is."""
     return exists(os.path.join(model_dir, f"ckpt-{steps}.index"))
+
+
+def training(
+    title: str,
+    configs: Sequence[str],
+    overrides: Sequence[str],
+    model_dir: str,
+    steps: int,
+    **flags: object,
+) -> Step:
+    """A training.
+
+    Args:
+      title: see `Step`.
+      configs: YAML files, without folder and suffix.
+      overrides: `key=value` pairs, of which one says `steps`.
+      model_dir: folder of the training.
+      steps: at which it ends.
+      **flags: further ones of memvid_tf.train.
+    """
+    return Step(
+        title,
+        "memvid_tf.train",
+        {
+            "config_file": [f"configs/{config}.yaml" for config in configs],
+            "params_override": ",".join(overrides),
+            "model_dir": model_dir,
+            **flags,
+        },
+        trained_for(model_dir, steps),
+    )
+
+
+def export(model_dir: str, bundle: str, precision: str, verify: bool = True) -> Step:
+    """The bundle of a training."""
+    return Step(
+        f"{precision} bundle" + (" and its verification" if verify else ""),
+        "export",
+        {"model_dir": model_dir, "output_dir": bundle, "precision": precision, "verify": verify},
+        exists(os.path.join(bundle, "report.json" if verify else "manifest.json")),
+    )
+
+
+def evaluation(title: str, modes: Sequence[str], output: str, **flags: object) -> Step:
+    """Scores a checkpoint or a bundle.
+
+    Args:
+      title: see `Step`.
+      modes: see `rollout.parse_mode`.
+      output: the results file.
+      **flags: further ones of memvid_tf.evaluate, of which one says what is scored.
+    """
+    return Step(
+        title,
+        "memvid_tf.evaluate",
+        {**flags, "modes": ",".join(modes), "output": output},
+        exists(output),
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -171,16 +235,13 @@ class Run:
             earlier = self.phases[number - 1].name
         if earlier:
             overrides.append(f"{phase.start_key}={self.path(earlier)}")
-        return Step(
+        return training(
             f"{phase.name} training, seed {self.seed}, {phase.steps} steps",
-            "memvid_tf.train",
-            {
-                "experiment": phase.experiment,
-                "config_file": [f"configs/{config}.yaml" for config in phase.configs],
-                "params_override": ",".join(overrides),
-                "model_dir": self.path(phase.name),
-            },
-            trained_for(self.path(phase.name), phase.steps),
+            phase.configs,
+            overrides,
+            self.path(phase.name),
+            phase.steps,
+            experiment=phase.experiment,
         )
 
     def trainings(self) -> list[Step]:
@@ -190,26 +251,11 @@ class Run:
     def export(self, precision: str, verify: bool = True) -> Step:
         """The bundle of one precision: int8 from the last phase, float32 from the one before."""
         phase = "qat" if precision == "int8" else self.float_phase
-        return self._export(phase, precision, precision, verify)
-
-    def _export(self, phase: str, name: str, precision: str, verify: bool) -> Step:
-        bundle = self.path("bundles", name)
-        proof = "report.json" if verify else "manifest.json"
-        return Step(
-            f"{name} bundle" + (" and its verification" if verify else ""),
-            "export",
-            {
-                "model_dir": self.path(phase),
-                "output_dir": bundle,
-                "precision": precision,
-                "verify": verify,
-            },
-            exists(os.path.join(bundle, proof)),
-        )
+        return export(self.path(phase), self.path("bundles", precision), precision, verify)
 
     def phase_export(self, name: str, verify: bool = True) -> Step:
         """The int8 bundle of a phase."""
-        return self._export(name, name, "int8", verify)
+        return export(self.path(name), self.path("bundles", name), "int8", verify)
 
     def phase_evaluation(
         self, name: str, modes: Sequence[str], *, simulate_quantization: bool = True
@@ -245,14 +291,8 @@ class Run:
 
     def _evaluation(self, source: str, which: dict[str, object], modes: Sequence[str]) -> Step:
         output = self.path("results", f"{source}.json")
-        return Step(
-            f"evaluation of {source}",
-            "memvid_tf.evaluate",
-            {**which, "modes": ",".join(modes), "output": output},
-            exists(output),
-        )
+        return evaluation(f"evaluation of {source}", modes, output, **which)
 
     def result(self, source: str) -> dict:
         """What an evaluation wrote."""
-        with open(self.path("results", f"{source}.json"), encoding="utf-8") as file:
-            return json.load(file)
+        return read(self.path("results", f"{source}.json"))

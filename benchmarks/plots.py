@@ -33,27 +33,87 @@ def plot(title: str, x_label: str, y_label: str, series: Sequence[Series]) -> st
     Raises:
       ValueError: no points, or an unknown style.
     """
+    # As a picture of its own: in one page the identifiers of several would clash.
+    data = base64.b64encode(svg(title, x_label, y_label, series).encode()).decode()
+    return f'<img alt="{html.escape(title)}" src="data:image/svg+xml;base64,{data}">'
+
+
+def svg(
+    title: str,
+    x_label: str,
+    y_label: str,
+    series: Sequence[Series],
+    *,
+    log_x: bool = False,
+    from_zero: bool = True,
+) -> str:
+    """One plot as SVG.
+
+    Args:
+      title, x_label, y_label: texts.
+      series: what is drawn.
+      log_x: whether the x axis is logarithmic.
+      from_zero: whether y begins at zero or below.
+
+    Raises:
+      ValueError: no points, or an unknown style.
+    """
+
+    def fill(figure):
+        axes = figure.subplots()
+        _fill(axes, y_label, series, title)
+        axes.set(title=title, xlabel=x_label)
+        if log_x:
+            axes.set_xscale("log")
+        if from_zero:
+            axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]))
+
+    return _saved(SIZE_INCHES, fill)
+
+
+def columns_svg(title: str, x_label: str, plots: dict[str, Sequence[Series]]) -> str:
+    """Several plots under one another, of one x axis, as SVG.
+
+    Args:
+      title, x_label: texts.
+      plots: what is drawn, by the label of the y axis.
+
+    Raises:
+      ValueError: a plot without points, or an unknown style.
+    """
+
+    def fill(figure):
+        every = figure.subplots(len(plots), sharex=True, squeeze=False)[:, 0]
+        for axes, (y_label, series) in zip(every, plots.items()):
+            _fill(axes, y_label, series, title)
+        every[0].set(title=title)
+        every[-1].set(xlabel=x_label)
+
+    return _saved((SIZE_INCHES[0], 0.7 * SIZE_INCHES[1] * len(plots)), fill)
+
+
+def _fill(axes, y_label, series, title):
     if not any(len(one.x) for one in series):
         raise ValueError(f"plot {title!r} has no points")
+    for one in series:
+        _draw(axes, one)
+    axes.set(ylabel=y_label)
+    axes.grid(alpha=0.3)
+    if any(one.name for one in series):
+        axes.legend()
+
+
+def _saved(size_inches, fill) -> str:
     # Half a second, which programs that draw nothing need not wait.
     import matplotlib
     from matplotlib.figure import Figure
 
-    figure = Figure(SIZE_INCHES, layout="constrained")
-    axes = figure.subplots()
-    for one in series:
-        _draw(axes, one)
-    axes.set(title=title, xlabel=x_label, ylabel=y_label)
-    axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]))
-    axes.grid(alpha=0.3)
-    if any(one.name for one in series):
-        axes.legend()
+    figure = Figure(size_inches, layout="constrained")
+    fill(figure)
     buffer = io.BytesIO()
     with matplotlib.rc_context({"svg.hashsalt": "memvid_tf"}):  # equal data, equal bytes
         figure.savefig(buffer, format="svg", metadata={"Date": None})
-    # As a picture of its own: in one page the identifiers of several would clash.
-    data = base64.b64encode(buffer.getvalue()).decode()
-    return f'<img alt="{html.escape(title)}" src="data:image/svg+xml;base64,{data}">'
+    return buffer.getvalue().decode()
 
 
 def _draw(axes, one: Series) -> None:

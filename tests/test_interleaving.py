@@ -10,10 +10,12 @@ import tiny_run
 
 from memvid_tf.detection.loss import LossConfig, frame_loss
 from memvid_tf.detection.matching import match
+from memvid_tf.evaluation import rollout
+from memvid_tf.evaluation.checkpoint_network import CheckpointNetwork
 from memvid_tf.models import interleaved
 from memvid_tf.models.policy import PolicyConfig
 from memvid_tf.rl.game import run_loop
-from memvid_tf.rl.interleaving import InterleavingEnvironment, rewards
+from memvid_tf.rl.interleaving import InterleavingEnvironment, joined, rewards
 
 CLIPS, FRAMES, GAMMA = 3, 7, 0.4
 LOSSES = LossConfig(classification="focal", box_weight=0.5, match_threshold=0.4)
@@ -60,7 +62,7 @@ def environment(observes, gamma):
 def play(observes, gamma):
     frames = iter(ACTIONS.T)
     game = environment(observes, gamma)
-    game.load(clips())
+    game.load(game.watch(clips()))
     return list(run_loop(game, lambda _: next(frames)))
 
 
@@ -116,6 +118,45 @@ def test_a_batch_of_clips_equals_each_of_them_by_the_definition(observes):
                 assert np.abs(getattr(found, name).astype(int) - wanted).max() <= 1, name
 
 
+def test_footage_watched_once_plays_as_the_detector_runs(monkeypatch):
+    """Clips put together from two batches, in another order, against the rollout of evaluation."""
+    game, frames = environment("candidate", GAMMA), tiny_run.frames(FRAMES, CLIPS)
+    parts = [{name: x[rows] for name, x in clips().items()} for rows in ([0, 1], [2])]
+    footage = joined([game.watch(part) for part in parts])
+    order = np.array([2, 0])
+    game.load(footage.of(order))
+    actions = iter(ACTIONS[order].T)
+    played = list(run_loop(game, lambda _: next(actions)))
+
+    network = CheckpointNetwork(detector())
+    f0 = np.concatenate([np.ones((2, 1), bool), ACTIONS[order] == 0], 1)
+    monkeypatch.setattr(rollout, "picker", lambda *_: Recorded(f0))
+    features = rollout.extract_all(network, frames[order])
+    rolled = rollout.roll(network, features, len(order), rollout.Mode(9))
+    for row, clip in enumerate(order):
+        data = {k: v[clip] for k, v in clips().items()}
+        targets = match(detector().anchors, data["boxes"], data["classes"], 0.4)
+        loss = frame_loss(rolled.box_encodings[row], rolled.class_logits[row], targets, LOSSES)
+        wanted = loss.per_frame(0.5)[1:]
+        found = [one.step.losses[row, one.step.actions[row]] for one in played]
+        np.testing.assert_allclose(found, wanted, rtol=1e-4)
+
+
+class Recorded:
+    """Picks what it was told, as a `rollout` schedule."""
+
+    wants_candidate = False
+
+    def __init__(self, f0):
+        self._f0 = f0
+
+    def picks(self, t):
+        return self._f0[:, t]
+
+    def observe(self, f0_ran, after, before):
+        """Nothing to learn."""
+
+
 def test_f1_leaves_the_memory_alone_and_shares_it():
     for frame in play("memory", GAMMA):
         for action, s in zip(frame.step.actions, frame.step.observations):
@@ -166,7 +207,7 @@ def test_gamma_is_paid_for_f1_alone():
 def test_both_actions_add_the_road_not_taken():
     frames = iter(ACTIONS.T)
     game = environment("candidate", GAMMA)
-    game.load(clips())
+    game.load(game.watch(clips()))
     both = list(run_loop(game, lambda _: next(frames), both_actions=True))
     for one, two in zip(play("candidate", GAMMA), both):
         assert [t.a_tm1 for t in two.transitions] == [0, 1] * CLIPS
@@ -184,7 +225,7 @@ def test_both_actions_add_the_road_not_taken():
 
 def test_an_ended_clip_has_no_next_frame():
     game = environment("memory", GAMMA)
-    game.load(clips())
+    game.load(game.watch(clips()))
     step = game.reset()
     assert step.actions.tolist() == [0] * CLIPS and not step.is_last
     for _ in range(FRAMES - 1):

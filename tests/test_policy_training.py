@@ -42,12 +42,13 @@ CONFIG = {
         "ddqn": {
             "replay_capacity": 40,  # less than the run makes
             "batch_size": 8,
-            "games_per_step": 2,
+            "games_per_step": 6,
             "updates_per_step": 2,
             "target_period": 2,
             "epsilon_steps": STEPS,
         },
         "speed_reward": 0.3,
+        "windows": 9,
         "seed": 5,
         **{
             name: {**tiny_run.FLOAT["task"][name], "unroll_frames": frames}
@@ -131,8 +132,8 @@ def test_resumed_equals_uninterrupted(tmp_path):
     assert all(kinds.values()), kinds
     [key] = [key for key in expected if key.startswith("replay")]
     content = replay.from_bytes(expected[key])
-    # 3 clips of 6 frames, played twice a step, both actions of each frame.
-    assert content["added"] == STEPS * 3 * 5 * 2 * 2 and len(content["a_tm1"]) == 40
+    # 6 clips of 6 frames a step, both actions of each frame.
+    assert content["added"] == STEPS * 6 * 5 * 2 and len(content["a_tm1"]) == 40
 
 
 def test_the_policy_changes_and_the_detector_does_not():
@@ -177,6 +178,8 @@ def test_curves_are_written():
     [
         ({"task__model__state_channels": 16}, "task.model.state_channels is given, but"),
         ({"task__ddqn__discount": 1.0}, "ddqn.discount 1.0"),
+        ({"task__ddqn__kernel_decay": -0.1}, "ddqn.kernel_decay -0.1"),
+        ({"task__windows": 10}, "task.windows 10 is not a multiple of .*global_batch_size 3"),
         ({"task__train_data__image_size": "[64,64]"}, r"train_data.image_size is \(64, 64\)"),
         ({"task__policy__observes": "all"}, "policy.observes: 'all'"),
     ],

@@ -11,7 +11,8 @@ Objects move, drift in scale, occlude one another, enter and leave; the camera p
 textured scene with clutter that has other shapes and other textures. Speeds are log-normal; median
 and spread are tuned so that, camera, scale and occlusion included, the motion split of ImageNet
 VID's validation set comes out (38.7 % slow, 35.5 % medium, 25.9 % fast; shared design).
-`dataset.json` holds the split that a set really has.
+`dataset.json` holds the split that a set really has. In eventful clips speeds, entries and the
+camera follow `activity.py`.
 
 Every clip is a pure function of (seed, split, index). NumPy and OpenCV only: workers that render
 clips do not load TensorFlow.
@@ -24,6 +25,8 @@ import math
 import cv2
 import numpy as np
 
+from memvid_tf.data import activity, motion
+from memvid_tf.data.activity import MIN_SCENE_FRAMES, EventConfig
 from memvid_tf.data.records import ClipRecord
 from memvid_tf.data.sharding import DatasetPlan, SplitPlan
 
@@ -41,11 +44,11 @@ SCALE_RATE = 0.003
 SCALE_BOUND = math.log(1.5)
 # Standard deviation of the change of direction, radians a frame.
 TURN_RATE = 0.04
-# Log-normal spread of the camera's speed over clips: most stand nearly still, some pan briskly.
-CAMERA_SIGMA = 1.2
 # An object that enters or leaves crosses the border at this part of its side a frame or faster:
 # slower ones would not be in before the clip ends.
 MIN_CROSSING_SPEED = 0.05
+# Where a track of another scene is, in frame sides from the frame.
+ELSEWHERE = -10
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,11 +66,13 @@ class SyntheticConfig:
       speed_median, speed_sigma: log-normal speed in object sides a frame.
       max_speed: bound of that speed.
       camera_speed: median speed of the camera in frame sides a frame.
-      crossing: part of the objects that enter or leave during the clip.
+      crossing: part of the objects that enter or leave during the clip; in an eventful one, if
+        there is a burst in which they can.
       scaling: part of the objects that change size slowly.
       clutter: mean number of distractors in view.
       noise: standard deviation of the sensor noise in grey levels.
       jpeg_quality: of the stored frames; chroma is never subsampled.
+      events: how eventful clips are; None for clips in which all frames are equally hard.
     """
 
     image_size: int = 96
@@ -90,6 +95,7 @@ class SyntheticConfig:
     clutter: float = 4.0
     noise: float = 3.0
     jpeg_quality: int = 95
+    events: EventConfig | None = None
 
     def __post_init__(self):
         size = self.image_size
@@ -108,6 +114,7 @@ class SyntheticConfig:
                 self.min_objects <= self.max_objects <= 20,
                 f"in {self.min_objects}..20",
             ),
+            ("max_objects", self.max_objects * self._most_scenes <= 255, "255 in all scenes"),
             ("min_side", side >= 8, f"at least {8 / size:.3f}: 8 px of {size}"),
             ("max_side", self.min_side <= self.max_side <= 0.6, f"in {self.min_side}...6"),
             ("speed_median", self.speed_median > 0, "above 0"),
@@ -125,6 +132,12 @@ class SyntheticConfig:
                 raise ValueError(f"{name} {getattr(self, name)} is not allowed: {allowed}")
 
     @property
+    def _most_scenes(self) -> int:
+        """Scenes that a clip can have."""
+        frames = max(self.train_clip_frames, self.test_clip_frames)
+        return 1 if self.events is None else max(1, frames // MIN_SCENE_FRAMES)
+
+    @property
     def labels(self) -> list[str]:
         """Class names; class id - 1 is the index: 2 * texture + shape."""
         names = [f"{texture}_{shape}" for texture in TEXTURES for shape in SHAPES]
@@ -138,6 +151,16 @@ PRESETS = {
     "demo": SyntheticConfig(),
     # LFS's frame size.
     "paper": SyntheticConfig(image_size=320),
+    # Long clips in which now and then something happens: for a policy (LFS 3.4).
+    "eventful": SyntheticConfig(
+        train_clips=480,
+        test_clips=120,
+        train_clip_frames=64,
+        test_clip_frames=80,
+        speed_sigma=1.1,
+        crossing=0.5,
+        events=EventConfig(),
+    ),
 }
 
 
@@ -170,7 +193,7 @@ def plan(config: SyntheticConfig) -> DatasetPlan:
         name="synthetic",
         labels=config.labels,
         image_size=(config.image_size, config.image_size),
-        config=dataclasses.asdict(config),
+        config={k: v for k, v in dataclasses.asdict(config).items() if v is not None},
         seed=config.seed,
         splits={
             split: SplitPlan(clips=clips, clip_frames=frames)
@@ -223,21 +246,45 @@ def render_clip(
     """
     if split not in SPLITS:
         raise ValueError(f"split {split!r} is not one of {', '.join(SPLITS)}")
-    rng = np.random.default_rng([config.seed, SPLITS.index(split), index])
-    size = config.image_size
+    seed = [config.seed, SPLITS.index(split), index]
     count = config.train_clip_frames if split == "train" else config.test_clip_frames
-    camera = _camera_path(config, count, rng)
+    if config.events is None:
+        return _render_scene(config, activity.even(count), np.random.default_rng(seed))
+    scenes = activity.scenes(config.events, count, np.random.default_rng([*seed, 1]))
+    frames, owners, tracks = [], [], []
+    for number, scene in enumerate(scenes):
+        rng = np.random.default_rng([*seed, 2, number])
+        images, numbers, here = _render_scene(config, scene, rng)
+        first = sum(map(len, frames))
+        owners.append(np.where(numbers > 0, numbers + len(tracks), 0).astype(np.uint8))
+        tracks += [_in_clip(track, first, count, config.image_size) for track in here]
+        frames.append(images)
+    return np.concatenate(frames), np.concatenate(owners), tracks
+
+
+def _in_clip(track, first, count, size):
+    """The track of a scene that begins at frame `first`, over all `count` frames of the clip."""
+    after = count - first - len(track.side)
+    corner = np.pad(track.corner, ((first, after), (0, 0)), constant_values=ELSEWHERE * size)
+    side = np.pad(track.side, (first, after), "edge")
+    return dataclasses.replace(track, corner=corner, side=side)
+
+
+def _render_scene(config, scene, rng):
+    """What `render_clip` returns, of one scene."""
+    size, count = config.image_size, len(scene.pace)
+    camera = motion.camera_path(config.camera_speed, size, scene, rng)
     tracks = []
     for _ in range(int(rng.integers(config.min_objects, config.max_objects + 1))):
-        tracks.append(_track(config, camera, tracks, rng))
+        tracks.append(_track(config, camera, scene, tracks, rng))
     offset = np.rint(camera).astype(int)
     offset -= offset.min(axis=0)
     canvas = _canvas(config, *(offset.max(axis=0) + size), rng)
     frames = np.empty((count, size, size, 3), np.uint8)
     owners = np.zeros((count, size, size), np.uint8)
     for t, (top, left) in enumerate(offset):
-        scene = canvas[top : top + size, left : left + size]
-        image = _draw(scene, tracks, t, owners[t])
+        view = canvas[top : top + size, left : left + size]
+        image = _draw(view, tracks, t, owners[t])
         image += rng.standard_normal(image.shape, np.float32) * np.float32(config.noise)
         frames[t] = np.clip(np.rint(image), 0, 255)
     return frames, owners, tracks
@@ -287,15 +334,7 @@ def _encode(extension, image, options):
     return data.tobytes()
 
 
-def _camera_path(config, count, rng):
-    """[T, 2] position of the view in the scene, pixels: a pan that bends slowly."""
-    speed = config.camera_speed * config.image_size * math.exp(rng.normal(0, CAMERA_SIGMA))
-    angle = rng.uniform(0, 2 * math.pi) + np.cumsum(rng.normal(0, 0.1, count))
-    step = speed * np.stack([np.sin(angle), np.cos(angle)], axis=1)
-    return np.cumsum(step, axis=0)
-
-
-def _track(config, camera, others, rng):
+def _track(config, camera, scene, others, rng):
     size, count = config.image_size, len(camera)
     side0 = size * rng.uniform(config.min_side, config.max_side)
     drift = SCALE_RATE * rng.normal() if rng.random() < config.scaling else 0.0
@@ -306,19 +345,21 @@ def _track(config, camera, others, rng):
     )
     turns = np.cumsum(rng.normal(0, TURN_RATE, count))
     pan = np.diff(camera, axis=0, prepend=camera[:1])
-    if rng.random() < config.crossing:
+    if rng.random() < config.crossing and scene.bursts != []:
         speed = max(relative, MIN_CROSSING_SPEED) * side0
         if rng.random() < 0.5:
-            centre = _enter(size, side0, speed, turns, pan, rng)
+            centre = motion.enter(size, side0, speed, turns, pan, scene, rng)
         else:
             # Leaving is entering with time reversed.
-            centre = _enter(size, side0, speed, turns, -pan[::-1], rng)[::-1]
+            back = scene.reversed()
+            centre = motion.enter(size, side0, speed, turns, -pan[::-1], back, rng)[::-1]
     else:
         candidates = rng.uniform(side0 / 2, size - side0 / 2, (6, 2))
         taken = np.array([o.corner[0] + o.side[0] / 2 for o in others]).reshape(-1, 2)
         gaps = np.abs(candidates[:, None] - taken).max(axis=-1).min(axis=1, initial=size)
         velocity = rng.uniform(0, 2 * math.pi) + turns
-        centre = _wander(size, side0, candidates[gaps.argmax()], relative * side0, velocity, pan)
+        start, speeds = candidates[gaps.argmax()], relative * side0 * scene.pace
+        centre = motion.wander(size, side0, start, speeds, velocity, pan)
     return Track(
         class_id=int(rng.integers(1, config.num_classes + 1)),
         corner=np.rint(centre - side[:, None] / 2).astype(int),
@@ -326,51 +367,6 @@ def _track(config, camera, others, rng):
         color=rng.integers(*BASE_COLOR, size=3, endpoint=True),
         phase=rng.integers(0, 2, size=2),
     )
-
-
-def _wander(size, side, start, speed, angle, pan, confined=(True, True)):
-    """[T, 2] centres of an object that turns back at the borders.
-
-    An axis along which it is not yet `confined` becomes so once the object is inside.
-    """
-    low, high = 0.45 * side, size - 0.45 * side
-    position = np.array(start, float)
-    confined = np.array(confined)
-    sign = np.ones(2)
-    path = np.empty((len(angle), 2))
-    for t, direction in enumerate(angle):
-        if t:
-            heading = np.array([math.sin(direction), math.cos(direction)])
-            step = sign * speed * heading - pan[t]
-            after = position + step
-            outward = ((after < low) & (step < 0)) | ((after > high) & (step > 0))
-            sign = np.where(outward & confined, -sign, sign)
-            position = position + sign * speed * heading - pan[t]
-            # The camera may push harder than the object flees: then it stays at the border.
-            position = np.where(confined, np.clip(position, low, high), position)
-            confined |= (position >= low) & (position <= high)
-        path[t] = position
-    return path
-
-
-def _enter(size, side, speed, turns, pan, rng):
-    """[T, 2] centres of an object that comes in through a random border during the clip."""
-    count = len(turns)
-    border = rng.integers(4)  # 0 top, 1 left, 2 bottom, 3 right
-    axis = border % 2
-    inward = 1.0 if border < 2 else -1.0
-    lean = rng.uniform(-0.6, 0.6)
-    heading = np.zeros(2)
-    heading[axis] = inward * math.cos(lean)
-    heading[1 - axis] = math.sin(lean)
-    # Where it touches the border from outside, and when.
-    touch = np.empty(2)
-    touch[axis] = -side / 2 if inward > 0 else size + side / 2
-    touch[1 - axis] = rng.uniform(side / 2, size - side / 2)
-    when = rng.uniform(0.1, 0.7) * count
-    start = touch - when * speed * heading
-    angle = math.atan2(heading[0], heading[1]) + turns
-    return _wander(size, side, start, speed, angle, pan, confined=(False, False))
 
 
 @functools.lru_cache(maxsize=512)

@@ -3,7 +3,8 @@ and of Patchwork's attention network (PW 3.3).
 
 Differs from the paper: it names neither discount nor loss nor exploration. The loss is Huber's, as
 in Mnih et al. 2015; the discount is short, since what a run of f0 is worth fades within some frames;
-ε falls linearly.
+ε falls linearly. The squares of the kernels are a part of the loss: without it the network learns
+its clips by heart.
 """
 
 import dataclasses
@@ -24,7 +25,7 @@ STATE_STEP = 6.0 / 255
 
 @dataclasses.dataclass
 class DdqnConfig(hyperparams.Config):
-    """The learner. Steps are training steps, each of which plays one batch of clips.
+    """The learner. Steps are training steps, each of which plays some games and learns from them.
 
     Attributes:
       discount: weight of the next frame's value, in [0, 1).
@@ -35,10 +36,11 @@ class DdqnConfig(hyperparams.Config):
       batch_size: transitions of one update.
       both_actions: whether a frame teaches what every action would have earned and led to, not the
         picked one alone as in Algorithm 1.
-      games_per_step: times that a batch of clips is played, with other random actions.
+      games_per_step: clips that are played in a step, all at once.
       updates_per_step: updates after them.
       target_period: steps between two copies of the online network to the target network.
       huber_delta: error beyond which the loss is linear.
+      kernel_decay: weight of the sum of the squares of all kernels in the loss.
     """
 
     discount: float = 0.9
@@ -48,10 +50,11 @@ class DdqnConfig(hyperparams.Config):
     replay_capacity: int = 10_000
     batch_size: int = 64
     both_actions: bool = True
-    games_per_step: int = 3
+    games_per_step: int = 32
     updates_per_step: int = 16
     target_period: int = 10
     huber_delta: float = 1.0
+    kernel_decay: float = 0.0
 
 
 def check(config: DdqnConfig) -> None:
@@ -67,6 +70,8 @@ def check(config: DdqnConfig) -> None:
         raise ValueError(f"ddqn.discount {config.discount} is not in [0, 1)")
     if config.huber_delta <= 0 or config.epsilon_steps < 0:
         raise ValueError("ddqn.huber_delta must be above 0 and ddqn.epsilon_steps at least 0")
+    if config.kernel_decay < 0:
+        raise ValueError(f"ddqn.kernel_decay {config.kernel_decay} is not at least 0")
 
 
 class Observation(NamedTuple):
@@ -159,11 +164,13 @@ class Learner:
         q_t_online = self._read(self.online, batch.s_t, False)
         q_t_target = self._read(self.target, batch.s_t, False)
         wanted = double_q_target(batch.r_t, batch.discount_t, q_t_online, q_t_target)
+        variables = self.online.trainable_variables
         with tf.GradientTape() as tape:
             q_tm1 = self._read(self.online, batch.s_tm1, True)
             error = wanted - tf.gather(q_tm1, batch.a_tm1, batch_dims=1)
             loss = tf.reduce_mean(huber(error, self.config.huber_delta))
-        variables = self.online.trainable_variables
+            squares = tf.add_n([tf.reduce_sum(v**2) for v in variables if "kernel" in v.name])
+            loss += self.config.kernel_decay * squares
         optimizer.apply_gradients(zip(tape.gradient(loss, variables), variables))
         return loss
 

@@ -7,7 +7,9 @@ the loss of extractor i's detections (equation 2),
     R(f0) = min_i L^i − L^0
     R(f1) = γ + min_i L^i − L^1
 
-A game begins after frame 0, on which f0 always runs, and has a step for every other frame.
+A game begins after frame 0, on which f0 always runs, and has a step for every other frame. Features
+do not depend on actions: `InterleavingEnvironment.watch` extracts those of a clip once, and all its
+games are played with memory, head and loss alone.
 
 Differs from the paper: L is the multibox loss of the frame for each of its positive anchors. The
 end of a clip is no end of the video, so the last transition's discount is that of the others. Since
@@ -15,6 +17,7 @@ the game knows what the extractor that was not picked would have led to, `game.r
 out that transition as well: Algorithm 1 runs both and throws one away.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -46,6 +49,43 @@ def rewards(losses: np.ndarray, speed_reward: float) -> np.ndarray:
     accuracy = losses.min(-1, keepdims=True) - losses
     accuracy[..., F1] += speed_reward
     return accuracy
+
+
+class Footage(NamedTuple):
+    """N clips of T frames as games need them: all that does not depend on actions.
+
+    Attributes:
+      f0, f1: [N, T, H, W, C] float32 features.
+      targets: what the network should predict, [N, T, A] and [N, T, A, 4].
+    """
+
+    f0: np.ndarray
+    f1: np.ndarray
+    targets: Targets
+
+    @property
+    def clips(self) -> int:
+        """N."""
+        return len(self.f0)
+
+    @property
+    def frames(self) -> int:
+        """T."""
+        return self.f0.shape[1]
+
+    def of(self, clips: np.ndarray) -> "Footage":
+        """Some of the clips, by their numbers [n]."""
+        return Footage(self.f0[clips], self.f1[clips], Targets(*(x[clips] for x in self.targets)))
+
+
+def joined(parts: Sequence[Footage]) -> Footage:
+    """The clips of all parts, which have equally many frames."""
+    f0, f1, targets = zip(*parts)
+    return Footage(
+        np.concatenate(f0),
+        np.concatenate(f1),
+        Targets(*(np.concatenate(x) for x in zip(*targets))),
+    )
 
 
 class TimeStep(NamedTuple):
@@ -101,23 +141,29 @@ class InterleavingEnvironment:
         self._advance = tf.function(self._advance_graph)
         self._match = tf.function(self._match_graph)
 
-    def load(self, clips: dict[str, np.ndarray]) -> None:
-        """Takes other clips and computes what does not depend on actions: all features.
+    def watch(self, clips: dict[str, np.ndarray]) -> Footage:
+        """Extracts the features of clips and matches their objects.
 
         Args:
           clips: a batch of `clips.clip_dataset`, of which every frame is valid.
         """
-        self._clips = len(clips["frames"])
-        self._features = rollout.extract_all(self._network, clips["frames"])
-        self._targets = self._match(clips["boxes"], clips["classes"])
+        features = rollout.extract_all(self._network, clips["frames"])
+        f0, f1 = (np.stack([x.numpy() for x in features[e]], 1) for e in EXTRACTORS)
+        matched = self._match(clips["boxes"], clips["classes"])
+        return Footage(f0, f1, Targets(*(x.numpy() for x in matched)))
+
+    def load(self, footage: Footage) -> None:
+        """Takes other clips."""
+        self._footage = footage
 
     def reset(self) -> TimeStep:
         """Begins a game; returns what is known after frame 0."""
-        self._state = self._detector.initial_state(self._clips)
+        clips = self._footage.clips
+        self._state = self._detector.initial_state(clips)
         self._rows = list(zip(*(stored(s) for s in self._state)))
-        self._history = ActionHistory(self._clips, self._config.history)
+        self._history = ActionHistory(clips, self._config.history)
         self._t = 0
-        return self._run(np.full(self._clips, F0, np.int32))
+        return self._run(np.full(clips, F0, np.int32))
 
     def step(self, actions: np.ndarray) -> TimeStep:
         """Runs an extractor of each clip on the next frame.
@@ -125,17 +171,18 @@ class InterleavingEnvironment:
         Args:
           actions: [B] int32, indices into `conv_lstm.EXTRACTORS`.
         """
-        if self._t == len(self._features["f0"]):
+        if self._t == self._footage.frames:
             raise ValueError("the clips have ended; reset, or load others")
         return self._run(actions)
 
     def _run(self, actions) -> TimeStep:
-        t = self._t
+        footage, t = self._footage, self._t
         losses, written, self._state = self._advance(
-            *(self._features[e][t] for e in EXTRACTORS),
+            tf.constant(footage.f0[:, t]),
+            tf.constant(footage.f1[:, t]),
             self._state,
             tf.constant(actions),
-            Targets(*(x[:, t] for x in self._targets)),
+            Targets(*(tf.constant(x[:, t]) for x in footage.targets)),
         )
         losses, before = losses.numpy(), self._rows
         by_f0, by_f1 = (list(zip(*(stored(s) for s in state))) for state in written)
@@ -157,7 +204,7 @@ class InterleavingEnvironment:
             list(zip(*outcomes)),
             rewards(losses, self._speed_reward),
             losses,
-            self._t == len(self._features["f0"]),
+            self._t == self._footage.frames,
         )
 
     def _match_graph(self, boxes, classes):

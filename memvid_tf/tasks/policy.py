@@ -1,9 +1,9 @@
 """Training and validation of the interleaving policy (LFS 3.4, Algorithm 1).
 
-A training step plays one batch of recorded clips with the policy as it is, some actions being
-random, puts every frame into the replay, and updates the policy a few times from it. The detector
-comes from another training and stays as it is; it is part of this one's checkpoints, so that the
-folder of a policy needs no other.
+A training step plays some recorded clips with the policy as it is, some actions being random, puts
+every frame into the replay, and updates the policy a few times from it. What does not depend on
+actions is computed once, before the first step. The detector comes from another training and stays
+as it is; it is part of this one's checkpoints, so that the folder of a policy needs no other.
 """
 
 import dataclasses
@@ -45,7 +45,10 @@ class PolicyTaskConfig(config_definitions.TaskConfig):
       policy: the policy network.
       ddqn: the learner.
       speed_reward: γ of equation 2, what a frame of f1 is worth; the larger, the rarer f0.
-      train_data: clips that are played; every frame of a window is a step of the game.
+      train_data: clips that are played; every frame of a window is a step of the game. The batch is
+        that of extracting features.
+      windows: how many windows of train_data there are to play; games are of some of them. The
+        features of all are kept in memory.
       validation_data: clips on which the policy decides alone.
       seed: of weights, exploration and the replay's samples.
     """
@@ -58,6 +61,7 @@ class PolicyTaskConfig(config_definitions.TaskConfig):
     policy: policies.PolicyConfig = dataclasses.field(default_factory=policies.PolicyConfig)
     ddqn: learning.DdqnConfig = dataclasses.field(default_factory=learning.DdqnConfig)
     speed_reward: float = 1.0
+    windows: int = 512
     train_data: clips.ClipConfig = dataclasses.field(
         default_factory=lambda: clips.ClipConfig(is_training=True)
     )
@@ -114,7 +118,7 @@ class PolicyTask(base_task.Task):
     """
 
     start_step = 0
-    _network = None
+    _network = _footage = None
 
     @classmethod
     def completed(cls, config: PolicyTaskConfig) -> PolicyTaskConfig:
@@ -143,6 +147,12 @@ class PolicyTask(base_task.Task):
         config = self.task_config
         try:
             learning.check(config.ddqn)
+            batch = config.train_data.global_batch_size
+            if config.windows < 1 or config.windows % batch:
+                raise ValueError(
+                    f"task.windows {config.windows} is not a multiple of "
+                    f"task.train_data.global_batch_size {batch}"
+                )
             return policies.AdaptiveDetector(config.model, config.policy)
         except ValueError as error:
             raise UserError(f"configuration: {error}") from error
@@ -170,21 +180,40 @@ class PolicyTask(base_task.Task):
         self._learner.copy_to_target()
 
     def build_inputs(self, params, input_context=None):
-        return clip_inputs(params, input_context, self.start_step)
+        """Clips for validation; the numbers of the steps for training, which has its own clips."""
+        stream = clip_inputs(params, input_context, 0)
+        if not params.is_training:
+            return stream
+        return tf.data.Dataset.range(self.start_step, np.iinfo(np.int64).max)
+
+    def _watched(self) -> interleaving.Footage:
+        """All windows of the training clips: those with which the stream begins."""
+        if self._footage is None:
+            data = self.task_config.train_data
+            count = self.task_config.windows // data.global_batch_size
+            batches = clip_inputs(data, None, 0).take(count).as_numpy_iterator()
+            parts = [self._environment.watch(batch) for batch in batches]
+            self._footage = interleaving.joined(parts)
+        return self._footage
 
     def build_metrics(self, training: bool = True):
         names = ("q_f0", "q_f1", "f0_share", "f0_share_greedy", "reward", "loss_f0", "loss_f1")
         return [tf_keras.metrics.Mean(name) for name in names + ("epsilon",)] if training else []
 
     def train_step(self, inputs, model, optimizer, metrics=None):
-        """Algorithm 1, lines 2 to 18, for a batch of clips. Runs eagerly."""
+        """Algorithm 1, lines 2 to 18, for some clips. Runs eagerly.
+
+        Args:
+          inputs: scalar, the number of the step.
+          model, optimizer, metrics: see the base class.
+        """
         if not tf.executing_eagerly():
             raise UserError(
                 "configuration: a policy is trained with trainer.train_tf_function=false and "
                 "trainer.train_tf_while_loop=false: the replay is no part of a graph"
             )
         config, learner = self.task_config.ddqn, self._learner
-        step = int(optimizer.iterations) // config.updates_per_step
+        step = int(inputs)
         # A generator a step: what a resumed run draws does not depend on where it stopped.
         rng = np.random.default_rng([self.task_config.seed, step])
         exploration = learning.epsilon(config, step)
@@ -194,13 +223,13 @@ class PolicyTask(base_task.Task):
             values.append(learner.q_values(observations))
             return learner.act(values[-1], exploration, rng)
 
-        played = []
-        self._environment.load({name: value.numpy() for name, value in inputs.items()})
-        for _ in range(config.games_per_step):
-            for frame in game.run_loop(self._environment, act, config.both_actions):
-                played.append(frame)
-                for transition in frame.transitions:
-                    self._replay.add(transition)
+        footage = self._watched()
+        self._environment.load(footage.of(rng.integers(0, footage.clips, config.games_per_step)))
+        steps = []
+        for frame in game.run_loop(self._environment, act, config.both_actions):
+            steps.append(frame.step)
+            for transition in frame.transitions:
+                self._replay.add(transition)
         losses = [
             learner.update(self._replay.sample(config.batch_size, rng), optimizer)
             for _ in range(config.updates_per_step)
@@ -213,7 +242,7 @@ class PolicyTask(base_task.Task):
                 f"loss is {float(loss)} at step {step}; lower the learning rate or "
                 "task.speed_reward"
             )
-        self._log(metrics or (), values, [frame.step for frame in played], exploration)
+        self._log(metrics or (), values, steps, exploration)
         return {self.loss: loss}
 
     def _log(self, metrics, values, steps, exploration):

@@ -1,0 +1,342 @@
+r"""The learned interleaving policy against fixed ones at equal shares of f0 (LFS 4.3, figures 6–9).
+
+  python -m memvid_tf.data synthetic --preset=eventful --output=data/eventful
+  python -m benchmarks.policy --data=data/eventful --work_dir=runs/policy \
+    --base=runs/papers/factored/seed_0/qat --base=runs/papers/factored/seed_1/qat \
+    --base=runs/papers/factored/seed_2/qat
+
+A base is a trained detector, quantization-aware; each is a seed of its own. On each a policy is
+trained for every γ, and policies, fixed τ and chance are scored on the same clips, in float and as
+int8 bundles. Interrupted and started again, it goes on where it was. --latency adds what π costs on
+a machine, from a results file of `python -m benchmarks.host`.
+"""
+
+import os
+from collections.abc import Sequence
+
+import numpy as np
+from absl import flags
+
+from benchmarks import pages, pipeline, policy_clips, policy_page
+from benchmarks.claims import spread
+from memvid_tf import errors
+
+FLAGS = flags.FLAGS
+
+
+def define_flags() -> None:
+    """The flags of this program."""
+    flags.DEFINE_string("data", "data/eventful", "Eventful video set. Example: data/eventful")
+    flags.DEFINE_multi_string(
+        "base", [], "A trained detector; one for each seed. Example: --base=runs/tiny_qat"
+    )
+    flags.DEFINE_string("work_dir", "runs/policy", "Trainings and bundles. Example: runs/policy")
+    flags.DEFINE_list("gammas", GAMMAS, "Speed rewards γ, ascending. Example: 0.1,0.3,1,1.5")
+    flags.DEFINE_bool("quick", False, "Train for seconds: shows that it works, proves no claim.")
+    flags.DEFINE_string("latency", "", "Results of benchmarks.host. Example: host_policy.json")
+    flags.DEFINE_string(
+        "output",
+        "benchmarks/results/policy",
+        "Results, as PATH.json and PATH.md. Example: benchmarks/results/policy",
+    )
+
+
+GAMMAS = ["0.1", "0.2", "0.4", "0.8", "1.6"]
+STEPS, QUICK_STEPS = 100, 10  # the first is that of the configuration
+QUICK = ("task.windows=16", "task.ddqn.games_per_step=8", "task.ddqn.updates_per_step=2")
+FIXED = ("f0", "1", "2", "3", "4", "6", "9", "14", "19", "29", "39")
+RANDOM = ("random5", "random10", "random20", "random33")
+# Enough to interpolate in; the fixed modes of int8 are compared with float elsewhere.
+INT8_FIXED = ("4", "9", "19")
+
+
+def middle(gammas: Sequence[str]) -> str:
+    """The γ whose policy is looked at more closely."""
+    return gammas[len(gammas) // 2]
+
+
+class Policies:
+    """The policies of one base.
+
+    Args:
+      base: folder of the detector's training.
+      folder: of everything.
+      data: the data set.
+      seed: of the policies.
+      gammas: speed rewards.
+      quick: see the flag.
+    """
+
+    def __init__(
+        self, base: str, folder: str, data: str, seed: int, gammas: Sequence[str], quick: bool
+    ):
+        self._base, self._folder = os.path.abspath(base), os.path.abspath(folder)
+        self._data, self._seed = os.path.abspath(data), seed
+        self.gammas, self._quick = gammas, quick
+
+    def path(self, *parts: str) -> str:
+        """A path in the folder."""
+        return os.path.join(self._folder, *parts)
+
+    def trained(self, gamma: str) -> str:
+        """Folder of a policy's training."""
+        return self.path(f"gamma_{gamma}")
+
+    def steps(self) -> list[pipeline.Step]:
+        """Everything that is measured."""
+        where = {"input_path": self._data}
+        found = [
+            pipeline.evaluation(
+                f"fixed and random schedules, seed {self._seed}",
+                (*FIXED, *RANDOM),
+                self.path("results", "fixed_float.json"),
+                model_dir=self._base,
+                simulate_quantization=False,
+                **where,
+            )
+        ]
+        for number, gamma in enumerate(self.gammas):
+            model_dir, title = self.trained(gamma), f"γ={gamma}, seed {self._seed}"
+            bundle = self.path("bundles", f"gamma_{gamma}")
+            found += [
+                self._training(gamma, watched=self._seed == 0 and gamma == middle(self.gammas)),
+                pipeline.evaluation(
+                    f"adaptive in float, {title}",
+                    ("adaptive",),
+                    self.path("results", f"float_{gamma}.json"),
+                    model_dir=model_dir,
+                    simulate_quantization=False,
+                    **where,
+                ),
+                pipeline.export(model_dir, bundle, "int8", verify=False),
+                pipeline.evaluation(
+                    f"adaptive in int8, {title}",
+                    ("adaptive", *(INT8_FIXED if not number else ())),
+                    self.path("results", f"int8_{gamma}.json"),
+                    bundle=bundle,
+                    **where,
+                ),
+            ]
+        return found
+
+    def _training(self, gamma, watched):
+        """A policy's training; one that is watched is validated on the way, for figure 8."""
+        steps = QUICK_STEPS if self._quick else STEPS
+        overrides = [
+            f"task.base_model_dir={self._base}",
+            f"task.train_data.input_path={self._data}",
+            f"task.validation_data.input_path={self._data}",
+            f"task.seed={self._seed}",
+            f"task.speed_reward={gamma}",
+            f"trainer.train_steps={steps}",
+            f"trainer.validation_interval={steps // 5}",
+            *(QUICK if self._quick else ()),
+        ]
+        return pipeline.training(
+            f"policy, γ={gamma}, seed {self._seed}, {steps} steps",
+            ("interleaved_tiny_policy",),
+            overrides,
+            self.trained(gamma),
+            steps,
+            experiment="interleaved_policy",
+            mode="train_and_eval" if watched else "train",
+        )
+
+    def modes(self, name: str) -> dict[str, dict]:
+        """What an evaluation wrote, by mode."""
+        return pipeline.read(self.path("results", f"{name}.json"))["modes"]
+
+
+def at_share(points: Sequence[tuple[float, float]], share: float) -> float | None:
+    """mAP of a family of schedules at a share of f0, between its points on a logarithmic axis.
+
+    Args:
+      points: (share, mAP) of its members.
+      share: of f0.
+
+    Returns:
+      None outside of the family's shares.
+    """
+    shares, values = np.array(sorted(points)).T
+    if not shares[0] <= share <= shares[-1]:
+        return None
+    return float(np.interp(np.log(share), np.log(shares), values))
+
+
+def point(mode: dict) -> tuple[float, float]:
+    """(share of f0, mAP) of a mode's result."""
+    return mode["f0_share"], mode["mean_ap"]
+
+
+def measured(policies: Policies, clips: policy_clips.Clips) -> dict:
+    """The numbers of one base."""
+    fixed = policies.modes("fixed_float")
+    families = {
+        "fixed": {name: point(fixed[name]) for name in FIXED},
+        "random": {name: point(fixed[name]) for name in RANDOM},
+    }
+    adaptive = {}
+    for gamma in policies.gammas:
+        result = policies.modes(f"float_{gamma}")["adaptive"]
+        int8 = policies.modes(f"int8_{gamma}")["adaptive"]
+        share, mean_ap = point(result)
+        frames = [[int(t) for t in text.split()] for text in result["f0_frames"]]
+        adaptive[gamma] = {
+            "share": share,
+            "mAP": mean_ap,
+            "fixed": at_share(families["fixed"].values(), share),
+            "random": at_share(families["random"].values(), share),
+            "int8_share": int8["f0_share"],
+            "int8_mAP": int8["mean_ap"],
+            "shares": policy_clips.shares(clips, frames),
+            "f0_frames": frames,
+        }
+    int8_fixed = policies.modes(f"int8_{policies.gammas[0]}")
+    return {
+        **families,
+        "int8_fixed": {name: point(int8_fixed[name]) for name in INT8_FIXED},
+        "adaptive": adaptive,
+    }
+
+
+def over_seeds(seeds: Sequence[dict], gammas: Sequence[str]) -> dict[str, dict]:
+    """Mean and spread over the seeds, by γ, of what the claims are about."""
+    found = {}
+    for gamma in gammas:
+        rows = [seed["adaptive"][gamma] for seed in seeds]
+        columns = {
+            "share": [row["share"] for row in rows],
+            "mAP": [row["mAP"] for row in rows],
+            "above fixed": [row["mAP"] - row["fixed"] for row in rows if row["fixed"]],
+            "above random": [row["mAP"] - row["random"] for row in rows if row["random"]],
+            "int8 − float": [row["int8_mAP"] - row["mAP"] for row in rows],
+            "int8 share": [row["int8_share"] for row in rows],
+        }
+        columns |= {
+            name: [row["shares"][name] for row in rows] for name in rows[0]["shares"]
+        }
+        # Nothing where not every seed's share lies among those of the family.
+        found[gamma] = {
+            name: spread(values) for name, values in columns.items()
+            if len(values) == len(rows)
+        }
+    return found
+
+
+def claims(seeds: Sequence[dict], table: dict[str, dict]) -> list[dict]:
+    """What issue and paper say, and whether it holds."""
+    above = [
+        gamma for gamma, row in table.items()
+        if "above fixed" in row and row["above fixed"]["mean"] > row["above fixed"]["spread"]
+    ]
+    monotone = all(
+        all(a > b for a, b in zip(shares, shares[1:]))
+        for shares in ([row["share"] for row in seed["adaptive"].values()] for seed in seeds)
+    )
+    loss = max(-row["int8 − float"]["mean"] for row in table.values())
+    return [
+        {
+            "claim": "at equal share of f0 the policy is above the fixed τ by more than the spread "
+            "over seeds, at three shares or more",
+            "measured": f"at {len(above)} of {len(table)}: γ = {', '.join(above) or 'none'}",
+            "holds": len(above) >= 3,
+        },
+        {
+            "claim": "the share of f0 falls with every larger γ, in every seed",
+            "measured": " > ".join(f"{row['share']['mean']:.3f}" for row in table.values()),
+            "holds": monotone,
+        },
+        {
+            "claim": "adaptive int8 loses at most .01 to adaptive float (largest loss)",
+            "measured": f"{loss:.3f}",
+            "holds": loss <= 0.01,
+        },
+    ]
+
+
+def overhead(path: str) -> list[dict]:
+    """What π costs a frame, of each bundle and number of threads in a host results file."""
+    from benchmarks import measurements
+
+    found = {}
+    for summary in measurements.summaries(measurements.Results.load(path).measurements):
+        setting = summary.setting
+        key = (setting.subject, setting.threads)
+        found.setdefault(key, {})[setting.name] = summary
+    rows = []
+    for (subject, threads), by_name in found.items():
+        graph = by_name.get("policy/serving_default")
+        if graph is None:
+            continue
+        rows.append(
+            {
+                "subject": subject,
+                "threads": threads,
+                "policy_us": graph.p50_ms * 1e3,
+                **{
+                    f"share of {name}": graph.p50_ms / by_name[name].p50_ms
+                    for name in ("f1", "f0", "adaptive")
+                    if name in by_name
+                },
+            }
+        )
+    return rows
+
+
+def main(argv):
+    if len(argv) > 1:
+        raise errors.UserError(f"unexpected argument {argv[1]!r}; every option is a --flag")
+    if not FLAGS.base:
+        raise errors.UserError(
+            "--base is missing; name a detector's training, for example "
+            "--base=runs/papers/factored/seed_0/qat"
+        )
+    gammas = FLAGS.gammas
+    try:
+        ascending = sorted(gammas, key=float)
+    except ValueError as error:
+        raise errors.UserError(f"--gammas={','.join(gammas)} must be numbers") from error
+    if ascending != gammas:
+        raise errors.UserError(f"--gammas={','.join(gammas)} must be ascending")
+    from memvid_tf import provenance
+    from memvid_tf.data import records
+
+    info = records.read_info(FLAGS.data)
+    all_policies = [
+        Policies(base, os.path.join(FLAGS.work_dir, f"base_{seed}"), FLAGS.data, seed, gammas,
+                 FLAGS.quick)
+        for seed, base in enumerate(FLAGS.base)
+    ]  # fmt: skip
+    for policies in all_policies:
+        pipeline.run(policies.steps())
+    clips = policy_clips.read(info, "test")
+    seeds = [measured(policies, clips) for policies in all_policies]
+    table = over_seeds(seeds, gammas)
+    watched = middle(gammas)
+    result = {
+        "bases": FLAGS.base,
+        "gammas": gammas,
+        "steps": QUICK_STEPS if FLAGS.quick else STEPS,
+        "quick": FLAGS.quick,
+        "data": {
+            "input_path": FLAGS.data,
+            "split": "test",
+            "clips": info.split("test").clips,
+            "motion_split": info.split("test").statistics["motion_split"],
+        },
+        "seeds": seeds,
+        "table": table,
+        "claims": claims(seeds, table),
+        "curves": policy_page.read_curves(all_policies[0].trained(watched)),
+        "curves_gamma": watched,
+        "overhead": overhead(FLAGS.latency) if FLAGS.latency else [],
+        "provenance": provenance.describe(),
+    }
+    policy_page.draw(result, info, FLAGS.output)
+    page = policy_page.markdown(result, os.path.basename(FLAGS.output))
+    pages.publish(FLAGS.output, result, page)
+
+
+if __name__ == "__main__":
+    define_flags()
+    errors.run(main)
