@@ -1,5 +1,7 @@
 """Videos mixed with stills, SSD's augmentation of windows, and clips that cannot be decoded."""
 
+import shutil
+
 import numpy as np
 import painted
 import pytest
@@ -183,6 +185,27 @@ def test_damaged_clips_are_skipped_counted_and_named(folders):
     assert {w.partition(" of ")[0] for w in warnings} == {"record 2"} and len(warnings) == 2
     assert all("cannot be decoded and is skipped" in w for w in warnings)
     assert [w.partition("skipped: ")[2] for w in warnings] == ["1 of at most 2", "2 of at most 2"]
+
+
+def test_a_record_with_a_wrong_checksum_is_a_damaged_clip(folders, tmp_path):
+    """A byte of a box changes nothing that could not be decoded."""
+    shutil.copytree(folders["videos"], tmp_path / "set")
+    shard = sorted((tmp_path / "set").glob("train-*"))[1]
+    clip = painted.make_clip("train", 4)
+    box, data = clip.boxes[0].tobytes()[:8], bytearray(shard.read_bytes())
+    assert data.count(box) >= 1
+    data[data.index(box) + 3] ^= 1
+    shard.write_bytes(data)
+    warnings = []
+    config = training(tmp_path / "set", max_unreadable=0.1, global_batch_size=1)
+    found = [
+        int(batch["clip_index"][0])
+        for batch in batches(config, TRAIN_CLIPS - 1, warn=warnings.append)
+    ]
+    assert len(set(found)) == TRAIN_CLIPS - 1
+    (lost,) = set(range(TRAIN_CLIPS)) - set(found)
+    # Eleven clips in three shards: 0 to 2, 3 to 6, 7 to 10.
+    assert 3 <= lost <= 6 and warnings[0].startswith(f"record {lost - 3} of {shard} cannot be")
 
 
 def test_more_damage_than_allowed_stops_with_the_list(folders):

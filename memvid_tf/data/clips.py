@@ -138,11 +138,18 @@ def clip_dataset(
     else:
         dataset = tf.data.Dataset.range(split.clips).shard(pipelines, pipeline)
         dataset = dataset.map(lambda index: (index, index))
-    dataset = dataset.flat_map(
-        lambda number, clip: reading.read_record(table, clip).map(
-            lambda serialized: (number, clip, serialized)
-        )
+    allowed = int(config.max_unreadable * len(table.shard)) if config.is_training else 0
+    skipped = reading.Skipped(table, allowed, warn)
+
+    def read(number, clip):
+        place = tf.data.Dataset.from_tensors((number, clip))
+        return tf.data.Dataset.zip(place, reading.read_record(table, clip))
+
+    dataset = dataset.flat_map(read)
+    dataset = dataset.map(
+        lambda place, serialized: (tf.strings.length(serialized) > 0, place[1], (*place, serialized))
     )
+    dataset = reading.keep_readable(dataset, skipped)
     make = _whole_clip
     if config.is_training:
         has_stills = bool(stills) or split.clip_frames == 1
@@ -156,16 +163,17 @@ def clip_dataset(
             found["masks"] = augmentation.decided(found["masks"])
         found["clip_index"] = tf.cast(clip, tf.int32)
         found["source_size"] = record["source_size"]
-        return readable, {**found, "clip_id": record["clip_id"]} if names else found
+        return readable, clip, {**found, "clip_id": record["clip_id"]} if names else found
 
-    allowed = int(config.max_unreadable * len(table.shard)) if config.is_training else 0
     dataset = dataset.map(example, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
-    dataset = reading.keep_readable(dataset, reading.Skipped(table, allowed, warn))
+    dataset = reading.keep_readable(dataset, skipped)
     dataset = dataset.batch(batch, drop_remainder=config.is_training or config.drop_remainder)
     dataset = dataset.prefetch(config.prefetch_buffer_size or tf.data.AUTOTUNE)
     options = tf.data.Options()
     options.deterministic = True
     options.autotune.enabled = True
+    # Clips are worked on in parallel; to divide the operations of one as well only costs.
+    options.threading.max_intra_op_parallelism = 1
     # Sharding is done above; tf.distribute must not do it a second time.
     options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
     return dataset.with_options(options)
@@ -324,12 +332,7 @@ def _parse(serialized):
 def _select(config, clip, used, frames, size):
     """Whether the frames at `used` [n] can be decoded, and the window: T frames, N objects."""
     images, readable = reading.decode_if_possible(
-        tf.gather(clip["images"], used),
-        lambda files: tf.map_fn(
-            lambda data: _decode(data, size),
-            files,
-            fn_output_signature=tf.TensorSpec((*size, 3), tf.uint8),
-        ),
+        tf.gather(clip["images"], used), lambda data: _decode(data, size), (*size, 3)
     )
     missing = [[0, frames - tf.shape(images)[0]], [0, 0], [0, 0], [0, 0]]
     window = {
@@ -445,12 +448,7 @@ def _viewed(config, clip, used, frames, size, seed):
     seeds = tf.unstack(tf.random.split(seed, 2, alg="philox"))
     still = tf.equal(tf.shape(clip["images"])[0], 1)
     first = tf.gather(clip["images"], tf.cond(still, lambda: used[:1], lambda: used))
-    pictures, readable = reading.decode_if_possible(
-        first,
-        lambda files: tf.map_fn(
-            _decode_stored, files, fn_output_signature=tf.TensorSpec((None, None, 3), tf.uint8)
-        ),
-    )
+    pictures, readable = reading.decode_if_possible(first, _decode_stored, (None, None, 3))
     whole = tf.cast(tf.shape(pictures)[1:3], tf.float32)
     window = {"frames": pictures, **_truth(config, clip, used, frames)}
     if config.masks:

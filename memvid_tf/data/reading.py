@@ -28,15 +28,13 @@ class RecordTable(NamedTuple):
 
     Attributes:
       paths: [S] of the shards.
-      sizes: [S] int64 bytes of the shards.
-      shard, offset, length: [C] int64 of the records' data.
+      shard: [C] int64, index of the record's shard.
+      offset: [C] int64, where the record starts in it.
     """
 
     paths: list[str]
-    sizes: np.ndarray
     shard: np.ndarray
     offset: np.ndarray
-    length: np.ndarray
 
     def place(self, clip: int) -> str:
         """Shard and number in it, for people."""
@@ -52,7 +50,7 @@ def record_table(sources: Sequence[tuple[records.DatasetInfo, str]]) -> RecordTa
     Raises:
       DatasetError: naming a shard that is missing, truncated or damaged.
     """
-    paths, sizes, shard, offset, length = [], [], [], [], []
+    paths, shard, offset = [], [], []
     for info, split in sources:
         for path, expected in zip(info.shard_paths(split), info.split(split).shards):
             position, found = 0, 0
@@ -60,15 +58,13 @@ def record_table(sources: Sequence[tuple[records.DatasetInfo, str]]) -> RecordTa
                 while header := file.read(_HEADER_BYTES):
                     whole = len(header) == _HEADER_BYTES
                     size = struct.unpack("<Q", header[:8])[0] if whole else 0
-                    start = position + _HEADER_BYTES
-                    position = start + size + _FOOTER_BYTES
+                    start, position = position, position + _HEADER_BYTES + size + _FOOTER_BYTES
                     if size == 0 or position > expected.bytes:
                         raise records.DatasetError(
                             f"{path} is damaged at record {found}; make the data set again"
                         )
                     shard.append(len(paths))
                     offset.append(start)
-                    length.append(size)
                     found += 1
                     file.seek(position, os.SEEK_SET)
             if found != expected.clips:
@@ -77,24 +73,23 @@ def record_table(sources: Sequence[tuple[records.DatasetInfo, str]]) -> RecordTa
                     f"{expected.clips}; make the data set again"
                 )
             paths.append(str(path))
-            sizes.append(expected.bytes)
-    return RecordTable(
-        paths, *(np.array(column, np.int64) for column in (sizes, shard, offset, length))
-    )
+    return RecordTable(paths, np.array(shard, np.int64), np.array(offset, np.int64))
 
 
 def read_record(table: RecordTable, clip: tf.Tensor) -> tf.data.Dataset:
-    """A data set of one serialized record."""
-    paths, sizes, shard, offset, length = (tf.constant(column) for column in table)
-    of = tf.gather(shard, clip)
-    start, count = tf.gather(offset, clip), tf.gather(length, clip)
-    # A "file of fixed-length records" that is one record long, between header and footer.
-    return tf.data.FixedLengthRecordDataset(
-        tf.gather(paths, of),
-        record_bytes=count,
-        header_bytes=start,
-        footer_bytes=tf.gather(sizes, of) - start - count,
+    """A data set of one serialized record, which is empty if its checksum is wrong."""
+    shard = tf.gather(table.shard, clip)
+    # Opening at an offset is in no public class; a file of fixed-length records, which has a
+    # header to skip, reads all that it skips. Without a buffer only the record itself is read.
+    record = tf.raw_ops.TFRecordDatasetV2(
+        filenames=tf.gather(table.paths, shard)[None],
+        compression_type="",
+        buffer_size=tf.constant(0, tf.int64),
+        byte_offsets=tf.gather(table.offset, clip)[None],
     )
+    record = tf.data.experimental.from_variant(record, tf.TensorSpec([], tf.string))
+    nothing = tf.data.Dataset.from_tensors("")
+    return record.take(1).ignore_errors().concatenate(nothing).take(1)
 
 
 @contextlib.contextmanager
@@ -123,7 +118,7 @@ class Skipped:
         self._clips = {}
 
     def note(self, clip: np.ndarray) -> np.bool_:
-        """Takes note of a clip, [] int32; returns False, "not to be kept".
+        """Takes note of a clip, [] integer; returns False, "not to be kept".
 
         Raises:
           DatasetError: listing the clips, when they are more than allowed.
@@ -147,35 +142,43 @@ class Skipped:
 
 
 def decode_if_possible(
-    encoded: tf.Tensor, decode: Callable[[tf.Tensor], tf.Tensor]
+    encoded: tf.Tensor,
+    decode: Callable[[tf.Tensor], tf.Tensor],
+    shape: tuple[int | None, int | None, int],
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """Decodes pictures, or says that it cannot be done.
 
     Args:
       encoded: [n] files.
-      decode: `[n] files -> [n, H, W, 3] uint8`, which fails on a damaged one.
+      decode: `file -> [H, W, 3] uint8`, which fails on a damaged one.
+      shape: of a picture; None where it is not known.
 
     Returns:
-      What `decode` returns, or zeros, and [] bool whether it worked.
+      [n, H, W, 3] uint8, or zeros, and [] bool whether it worked.
     """
+
+    def pictures(files):
+        if files.shape[0] is None:
+            return tf.map_fn(decode, files, fn_output_signature=tf.TensorSpec(shape, tf.uint8))
+        # A loop costs as much as it takes to decode a small picture.
+        return tf.stack([decode(file) for file in tf.unstack(files)])
+
     # An operation that fails ends a graph; a data set of one element can be asked to ignore it.
-    done = tf.data.Dataset.from_tensors(encoded).map(lambda data: (decode(data), True))
-    shape = [1 if side is None else side for side in done.element_spec[0].shape]
-    nothing = tf.data.Dataset.from_tensors((tf.zeros(shape, tf.uint8), False))
+    done = tf.data.Dataset.from_tensors(encoded).map(lambda files: (pictures(files), True))
+    zeros = tf.zeros([side or 1 for side in (encoded.shape[0], *shape)], tf.uint8)
+    nothing = tf.data.Dataset.from_tensors((zeros, False))
     return done.ignore_errors().concatenate(nothing).take(1).get_single_element()
 
 
 def keep_readable(dataset: tf.data.Dataset, skipped: Skipped) -> tf.data.Dataset:
-    """Of (readable [] bool, example) the examples that are; `skipped` is told of the others'
-    clip_index."""
+    """Of (readable [] bool, clip [] integer, example) the examples that are; `skipped` is told of
+    the others."""
 
-    def keep(readable, example):
+    def keep(readable, clip, example):
         return tf.cond(
             readable,
             lambda: True,
-            lambda: tf.ensure_shape(
-                tf.numpy_function(skipped.note, [example["clip_index"]], tf.bool), []
-            ),
+            lambda: tf.ensure_shape(tf.numpy_function(skipped.note, [clip], tf.bool), []),
         )
 
-    return dataset.filter(keep).map(lambda readable, example: example)
+    return dataset.filter(keep).map(lambda readable, clip, example: example)
