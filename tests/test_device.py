@@ -1,13 +1,11 @@
 """The way to a phone, against a real adb server and a real adbd on an emulated Pixel."""
 
+import collections
 import contextlib
 import dataclasses
 import json
 import os
-import platform
 import shutil
-import socket
-import struct
 import subprocess
 import sys
 import threading
@@ -20,7 +18,7 @@ import tiny_bundle
 from test_device_text import CLASSIC
 
 from benchmarks import adb as adb_lib
-from benchmarks import benchmark_model, packages, payload, phone
+from benchmarks import benchmark_model, payload, phone, rig
 from benchmarks import measurements as schema
 from benchmarks.handset import GoldenMismatch, Handset, LoaderFailed
 from benchmarks.runner import local, schedules
@@ -34,89 +32,32 @@ FOLDER = "/data/local/tmp/memvid"
 # ---- a real adb server --------------------------------------------------------------------------
 
 
-ADB_29 = (
-    "adb", "android-libbase", "android-libboringssl", "android-libcutils", "android-liblog",
-    "libusb-1.0-0",
-)  # fmt: skip
-
-
 @pytest.fixture(scope="module", params=["newest", pytest.param("29", marks=pytest.mark.slow)])
 def server(request, tmp_path_factory):
     """A real adb, of either generation, with a server of its own, which sees nothing else."""
     try:
-        program = adb_lib.find_adb() if request.param == "newest" else adb_29(tmp_path_factory)
+        program = (
+            adb_lib.find_adb()
+            if request.param == "newest"
+            else rig.adb_29(tmp_path_factory.mktemp("adb29"))
+        )
     except UserError as error:
         pytest.skip(f"no adb of generation {request.param}: {error}")
-    with pytest.MonkeyPatch.context() as patch, contextlib.ExitStack() as stack:
-        patch.setenv("ANDROID_ADB_SERVER_PORT", str(pixel.free_port()))
-        stack.callback(subprocess.run, [program, "kill-server"], timeout=30, check=False)
+    with rig.server(program):
         yield program
 
 
-def adb_29(tmp_path_factory):
-    """Debian 12's adb, with its libraries."""
-    if platform.machine() != "x86_64":
-        raise UserError(f"its package is for x86_64, and this is {platform.machine()}")
-    folder = packages.fetch("bookworm", "amd64", ADB_29)
-    libraries = folder / "usr/lib/x86_64-linux-gnu"
-    wrapper = tmp_path_factory.mktemp("adb29") / "adb"
-    wrapper.write_text(
-        f"#!/bin/sh\nLD_LIBRARY_PATH={libraries}:{libraries}/android "
-        f'exec {folder}/usr/lib/android-sdk/platform-tools/adb "$@"\n'
-    )
-    wrapper.chmod(0o755)
-    return str(wrapper)
-
-
-def connect(program, address):
-    subprocess.run([program, "connect", address], capture_output=True, timeout=30, check=False)
-
-
-def disconnect(program):
-    subprocess.run([program, "disconnect"], capture_output=True, timeout=30, check=False)
-
-
-def packet(command, first, second, data=b""):
-    magic = struct.unpack("<I", command)[0] ^ 0xFFFFFFFF
-    return struct.pack("<4s5I", command, first, second, len(data), sum(data), magic) + data
-
-
-@contextlib.contextmanager
-def listener(answer):
-    """A TCP server whose every connection runs `answer`."""
-    with socket.create_server(("127.0.0.1", pixel.free_port())) as server:
-
-        def accept():
-            with contextlib.suppress(OSError):
-                while True:
-                    connection, _ = server.accept()
-                    threading.Thread(target=answer, args=(connection,), daemon=True).start()
-
-        threading.Thread(target=accept, daemon=True).start()
-        yield f"127.0.0.1:{server.getsockname()[1]}"
-        server.shutdown(socket.SHUT_RDWR)
-
-
-def never_accepts_the_key(connection):
-    with contextlib.suppress(OSError):
-        while header := connection.recv(24, socket.MSG_WAITALL):
-            command, kind, _, size, _, _ = struct.unpack("<4s5I", header)
-            connection.recv(size, socket.MSG_WAITALL) if size else b""
-            if command == b"CNXN" or (command == b"AUTH" and kind == 2):
-                connection.sendall(packet(b"AUTH", 1, 0, b"\x07" * 20))
-
-
 def test_no_device_unauthorized_and_offline(server):
-    disconnect(server)
+    rig.disconnect(server)
     with pytest.raises(adb_lib.NoDevice, match="no devices"):
         adb_lib.pick(server)
-    with listener(never_accepts_the_key) as address:
-        connect(server, address)
+    with rig.listener(rig.never_accepts_the_key) as address:
+        rig.connect(server, address)
         with pytest.raises(adb_lib.Unauthorized, match="accept the RSA key"):
             adb_lib.pick(server, address)
-        disconnect(server)
-    with listener(lambda connection: time.sleep(60)) as address:
-        thread = threading.Thread(target=connect, args=(server, address))
+        rig.disconnect(server)
+    with rig.listener(rig.never_answers) as address:
+        thread = threading.Thread(target=rig.connect, args=(server, address))
         thread.start()  # adb itself waits some seconds for an answer
         deadline = time.monotonic() + 20
         while address not in adb_lib.devices(server) and time.monotonic() < deadline:
@@ -125,7 +66,7 @@ def test_no_device_unauthorized_and_offline(server):
             adb_lib.pick(server, address)
         with pytest.raises(adb_lib.NoDevice, match=r"\(offline\).*device 'other' not found"):
             adb_lib.pick(server, "other")
-        disconnect(server)
+        rig.disconnect(server)
         thread.join(timeout=30)
 
 
@@ -149,60 +90,20 @@ def address(server, parts):
         pytest.skip(f"no emulated Pixel: {error}")
 
 
-class Cable:
-    """What lies between adb and a device, and can be cut after so many bytes to or from it."""
-
-    def __init__(self, target):
-        self.host, self.port = target.split(":")
-        self.budget = {"to": None, "from": None}
-        self.cuts = 0
-
-    def __call__(self, connection):
-        with contextlib.suppress(OSError), socket.create_connection((self.host, self.port)) as far:
-            pumps = [
-                threading.Thread(target=self._pump, args=(connection, far, "to"), daemon=True),
-                threading.Thread(target=self._pump, args=(far, connection, "from"), daemon=True),
-            ]
-            for pump in pumps:
-                pump.start()
-            for pump in pumps:
-                pump.join()
-
-    def _pump(self, source, sink, way):
-        with contextlib.suppress(OSError):
-            while data := source.recv(65536):
-                if self.budget[way] is not None:
-                    self.budget[way] -= len(data)
-                    if self.budget[way] < 0:
-                        self.budget[way] = None
-                        self.cuts += 1
-                        break
-                sink.sendall(data)
-        for end in (source, sink):
-            with contextlib.suppress(OSError):
-                end.shutdown(socket.SHUT_RDWR)
-
-
 @pytest.fixture
 def cable(server, address):
     """A device behind a cable; it keeps what was pushed before."""
-    disconnect(server)
-    wire = Cable(address)
-    with listener(wire) as where:
-        connect(server, where)
-        wire.adb = adb_lib.pick(server, where)
-        assert wire.adb.wait(30)
-        wire.adb.check(f"rm -rf {pixel.SCRIPTED}; mkdir -p {pixel.SCRIPTED}")
+    rig.disconnect(server)
+    wire = rig.Cable(address)
+    with rig.listener(wire) as where:
+        wire.adb = rig.connected(server, where)
+        rig.play_nothing(wire.adb)
         yield wire
-    disconnect(server)
+    rig.disconnect(server)
 
 
 def handset(cable, parts, **settings):
     return Handset(cable.adb, parts, FOLDER, **settings)
-
-
-def script(adb, name, text):
-    adb.check(f"echo '{text}' > {pixel.SCRIPTED}/{name}")
 
 
 @pytest.fixture(scope="module")
@@ -221,9 +122,7 @@ def test_goldens_and_a_schedule_on_both_emulated_cores(server, parts, bundle, ad
     expected = local.run(job)[1][schedules.RECORD]
     for cpu in pixel.CPUS:
         with pixel.booted(cpu) as where:
-            connect(server, where)
-            adb = adb_lib.Adb(server, where)
-            assert adb.wait(30)
+            adb = rig.connected(server, where)
             device = Handset(adb, parts, FOLDER)
             assert "7 of 7 files pushed" in device.prepare()
             assert "12 golden tensors" in device.check_goldens(bundle)
@@ -231,17 +130,17 @@ def test_goldens_and_a_schedule_on_both_emulated_cores(server, parts, bundle, ad
             assert len(result["latency_us"]) == 20 and len(files[schedules.RECORD]) == len(expected)
             assert not phone.describe(adb)["physical"]
             assert "0 of 7 files pushed" in Handset(adb, parts, FOLDER).prepare()
-    disconnect(server)
+    rig.disconnect(server)
 
 
 def test_two_devices_need_a_name(server, address):
     with pixel.booted() as other:
-        connect(server, address)
-        connect(server, other)
+        rig.connect(server, address)
+        rig.connect(server, other)
         with pytest.raises(adb_lib.ManyDevices, match="--serial"):
             adb_lib.pick(server)
         assert adb_lib.pick(server, other).serial == other
-    disconnect(server)
+    rig.disconnect(server)
 
 
 def test_a_cut_in_a_push_is_survived(cable, parts, bundle):
@@ -258,7 +157,7 @@ def test_a_cut_in_a_run_fetches_what_the_device_went_on_to_measure(cable, parts,
     device = handset(cable, parts, reconnect_s=30.0)
     device.prepare()
     device.run(f1_job(bundle), None)  # everything is pushed
-    cut = threading.Timer(2.0, lambda: cable.budget.update({"from": 0, "to": 0}))
+    cut = threading.Timer(2.0, cable.cut)
     cut.start()
     slow = f1_job(bundle, fps=4.0)  # five seconds
     start = time.monotonic()
@@ -278,26 +177,22 @@ def test_a_cut_in_a_pull_is_survived(cable, parts, bundle):
 
 def test_a_device_that_stays_away_is_given_up(server, parts, bundle):
     with pixel.booted() as where:
-        connect(server, where)
-        adb = adb_lib.Adb(server, where)
-        assert adb.wait(30)
+        adb = rig.connected(server, where)
         device = Handset(adb, parts, FOLDER, reconnect_s=2.0)
         device.prepare()
     start = time.monotonic()
     with pytest.raises(adb_lib.AdbError, match=where):
         device.run(f1_job(bundle), None)
     assert time.monotonic() - start < 60
-    disconnect(server)
+    rig.disconnect(server)
 
 
 def test_a_full_disk(server, parts, address):
     with pixel.booted(data_size="4m") as where:
-        connect(server, where)
-        adb = adb_lib.Adb(server, where)
-        assert adb.wait(30)
+        adb = rig.connected(server, where)
         with pytest.raises(adb_lib.NoSpace, match="free some space below /data/local/tmp"):
             Handset(adb, parts, FOLDER).prepare()
-    disconnect(server)
+    rig.disconnect(server)
 
 
 def test_a_missing_loader_is_named(cable, parts):
@@ -307,29 +202,15 @@ def test_a_missing_loader_is_named(cable, parts):
 
 
 def test_another_architecture_is_refused(cable):
-    script(cable.adb, "ro.product.cpu.abi", "x86_64")
+    rig.play(cable.adb, "ro.product.cpu.abi", "x86_64")
     with pytest.raises(phone.WrongDevice, match="is x86_64, and the runner is built for arm64"):
         phone.describe(cable.adb)
 
 
 def test_a_damaged_push_is_noticed(cable, parts, tmp_path):
     """An adb that flips a byte of what it pushes."""
-    wrapper = tmp_path / "adb"
-    wrapper.write_text(
-        f"""#!{sys.executable}
-import os, sys
-words = sys.argv[1:]
-if "push" in words:
-    place = words.index("push") + 1
-    data = bytearray(open(words[place], "rb").read())
-    data[7] ^= 1
-    words[place] = {str(tmp_path / "damaged")!r}
-    open(words[place], "wb").write(data)
-os.execv({cable.adb._program!r}, ["adb", *words])
-"""
-    )
-    wrapper.chmod(0o755)
-    damaged = adb_lib.Adb(str(wrapper), cable.adb.serial)
+    program = rig.damaging_adb(cable.adb._program, tmp_path)
+    damaged = adb_lib.Adb(program, cable.adb.serial)
     with pytest.raises(adb_lib.AdbError, match=r"sha256 on the device is .*, wanted .* damaged"):
         Handset(damaged, parts, f"{FOLDER}_damaged").prepare()
 
@@ -369,6 +250,13 @@ def test_a_benchmark_model_of_the_users_is_run_and_read(cable, parts, bundle, tm
         device.call("./none", None)
 
 
+def start_program(*flags):
+    return subprocess.Popen(
+        [sys.executable, "-m", "benchmarks.device", *flags],
+        cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ,
+    )  # fmt: skip
+
+
 def program(*flags):
     return subprocess.run(
         [sys.executable, "-m", "benchmarks.device", *flags],
@@ -384,7 +272,7 @@ def test_the_program_measures_keeps_what_it_has_and_goes_on(cable, parts, bundle
         f"--serial={cable.adb.serial}", f"--output={output}",
         "--threads=1", "--frames=20", "--runs=2", "--repeats=1", "--cool_down_s=0",
     ]  # fmt: skip
-    script(cable.adb, "dumpsys.battery", "  temperature: 412")
+    rig.play(cable.adb, "dumpsys.battery", "  temperature: 412")
     done = program("--doctor", "--keep", flags[0], flags[2])
     assert done.returncode == 0 and "battery      41.2 °C" in done.stdout, done.stderr
     assert (
@@ -393,7 +281,7 @@ def test_the_program_measures_keeps_what_it_has_and_goes_on(cable, parts, bundle
     done = program(*flags, "--keep")
     assert done.returncode == 2 and "too hot to measure after 0 s: battery 41.2" in done.stderr
     assert "Traceback" not in done.stderr and "golden tensors" in done.stdout
-    script(cable.adb, "dumpsys.battery", "  temperature: 300")
+    rig.play(cable.adb, "dumpsys.battery", "  temperature: 300")
     done = program(*flags, "--keep")
     assert done.returncode == 0 and "0 of 7 files pushed" in done.stdout, done.stderr
     first = schema.Results.load(f"{output}.json").measurements
@@ -412,6 +300,42 @@ def test_the_program_measures_keeps_what_it_has_and_goes_on(cable, parts, bundle
     assert (modes.count("burst"), modes.count("sustained")) == (2 * len(first), 4)
     assert cable.adb.shell(f"ls {FOLDER}").code, "the folder is removed"
     assert json.loads(Path(f"{output}.json").read_text())["schema_version"] == 2
+
+
+@pytest.mark.slow
+def test_two_devices_side_by_side_of_which_one_dies(server, address, parts, bundle, tmp_path):
+    """The program measures both at once into one file. One dies in the middle: what it had measured
+    is kept, the other's results are whole, and the exit code tells."""
+    repeats = 3
+    output = tmp_path / "results"
+    with pixel.booted("cortex-a710") as other:
+        for where in (address, other):
+            rig.connected(server, where)
+        flags = [f"--adb={server}", f"--bundle={bundle.path}", f"--output={output}"]
+        flags += [f"--serial={address}", f"--serial={other}", "--threads=1", "--frames=20"]
+        flags += ["--runs=2", f"--repeats={repeats}", "--reconnect_s=2", "--job_s=60"]
+        running = start_program(*flags)
+        deadline = time.monotonic() + 300
+        while time.monotonic() < deadline and running.poll() is None:
+            found = schema.Results.load(f"{output}.json", missing_ok=True).measurements
+            if {m.device["name"].split("(")[1] for m in found} == {f"{address})", f"{other})"}:
+                break
+            time.sleep(0.2)
+    out, err = running.communicate(timeout=400)
+    assert running.returncode == 2 and "Traceback" not in err
+    assert other in err.splitlines()[-1] and address not in err.splitlines()[-1]
+    kept = schema.Results.load(f"{output}.json").measurements
+    by_device = collections.Counter(m.device["name"] for m in kept)
+    whole, cut = (by_device[f"{pixel.MODEL} ({where})"] for where in (address, other))
+    tasks = len(schedules.names(bundle)) + len(bundle.manifest.golden)
+    assert whole == repeats * tasks and 0 < cut < whole
+    for setting, count in collections.Counter(m.setting for m in kept).items():
+        assert address not in setting.device or count == repeats
+    assert "written:" in out and f"{address}: glibc" in out and f"{other}: glibc" in out
+    # Both were measured at the same time.
+    dates = {where: [m.date for m in kept if where in m.device["name"]] for where in (address, other)}
+    assert min(dates[address]) < max(dates[other]) and min(dates[other]) < max(dates[address])
+    rig.disconnect(server)
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from memvid_tf.errors import UserError
 
 SOURCES = Path(__file__).parent / "src"
 NAME = "memvid_runner"
-FLAGS = ("-std=c++17", "-O3", "-Wall", "-Wextra")
+FLAGS = ("-std=c++17", "-O2", "-Wall", "-Wextra")
 LINK = ("-pthread", "-ldl")
 GLIBC = "2.34"  # of Android payloads; older than any that the arm64 libraries of a payload bring
 _TIMEOUT_S = 600

@@ -61,19 +61,50 @@ def graph(
     return Job(text(lines), content, runs)
 
 
+@dataclasses.dataclass(frozen=True)
+class Recorded:
+    """A call whose outputs are known. Tensors are named with the file that holds them and what that
+    file is.
+
+    Attributes:
+      file: of the model.
+      model: what that file is.
+      signature: of the model.
+      inputs: by tensor.
+      outputs: by tensor.
+    """
+
+    file: str
+    model: Path | bytes
+    signature: str
+    inputs: dict[str, tuple[str, Path | bytes]]
+    outputs: dict[str, tuple[str, Path | bytes]]
+
+
+def comparison(calls: Sequence[Recorded], threads: int = 1) -> Job:
+    """Compares what the runner computes with what is known, element by element."""
+    lines, content = [("job", "golden"), ("threads", threads)], {}
+    for call in calls:
+        content[call.file] = call.model
+        lines.append(("golden", call.file, call.signature))
+        for key, tensors in (("set", call.inputs), ("expect", call.outputs)):
+            for tensor, (file, data) in tensors.items():
+                lines.append((key, f"{call.file}:{call.signature}", tensor, file))
+                content[file] = data
+    return Job(text(lines), content)
+
+
 def goldens(bundle: Bundle, threads: int = 1) -> Job:
     """Compares every recorded call of a bundle with what the runner computes."""
-    lines, content = [("job", "golden"), ("threads", threads)], {}
+    calls = []
     for golden in bundle.manifest.golden:
         file = bundle.manifest.graphs[golden.graph].file
-        call = f"{file}:{golden.signature}"
-        content[file] = bundle.path / file
-        lines.append(("golden", file, golden.signature))
-        for key, tensors in (("set", golden.inputs), ("expect", golden.outputs)):
-            for tensor, recorded in tensors.items():
-                lines.append((key, call, tensor, recorded))
-                content[recorded] = bundle.path / recorded
-    return Job(text(lines), content)
+        sides = (
+            {tensor: (name, bundle.path / name) for tensor, name in side.items()}
+            for side in (golden.inputs, golden.outputs)
+        )
+        calls.append(Recorded(file, bundle.path / file, golden.signature, *sides))
+    return comparison(calls, threads)
 
 
 def text(lines: Sequence[tuple]) -> str:

@@ -1,3 +1,7 @@
+#if defined(__GNUC__) && !defined(__clang__)
+#pragma GCC optimize("O3")  // or it makes no vector code
+#endif
+
 #include "frames.hpp"
 
 #include <cstring>
@@ -20,8 +24,8 @@ struct Scratch {
 // results, since compilers make vector code of that; then every second one is kept.
 void MeanOfTwoRows(const unsigned char* upper, const unsigned char* lower, size_t width,
                    Scratch& scratch, unsigned char* mean) {
-  uint16_t* const __restrict sums = scratch.sums.data();
-  unsigned char* const __restrict blocks = scratch.blocks.data();
+  uint16_t* sums = scratch.sums.data();
+  unsigned char* blocks = scratch.blocks.data();
   for (size_t i = 0; i < 2 * width * kChannels; ++i) sums[i] = upper[i] + lower[i];
   for (size_t i = 0; i < (2 * width - 1) * kChannels; ++i) {
     blocks[i] = static_cast<uint16_t>(sums[i] + sums[i + kChannels] + 2) >> 2;

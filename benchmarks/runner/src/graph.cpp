@@ -44,10 +44,11 @@ Loaded Load(const Plan::Line& line, const Plan& plan, bool profile) {
   return loaded;
 }
 
-// Elements that differ from the recorded ones, and by how much at most: in steps for integers,
-// relative to the largest recorded magnitude (at least 1) for floats.
+// Elements that differ from the recorded ones, those of integers that differ by one step, and by
+// how much at most: in steps for integers, relative to the largest recorded magnitude (at least 1)
+// for floats.
 Json Compare(const Tensor& tensor, const Bytes& actual, const Bytes& expected) {
-  size_t elements = 0, different = 0;
+  size_t elements = 0, different = 0, by_one = 0;
   double largest = 0.0;
   if (tensor.type == litert::kFloat32) {
     elements = actual.size() / sizeof(float);
@@ -68,6 +69,7 @@ Json Compare(const Tensor& tensor, const Bytes& actual, const Bytes& expected) {
     for (size_t i = 0; i < elements; ++i) {
       const int distance = static_cast<int8_t>(actual[i]) - static_cast<int8_t>(expected[i]);
       different += distance != 0;
+      by_one += std::abs(distance) == 1;
       largest = std::fmax(largest, std::abs(distance));
     }
   } else {
@@ -76,6 +78,7 @@ Json Compare(const Tensor& tensor, const Bytes& actual, const Bytes& expected) {
   }
   Json json;
   json.Text("tensor", tensor.name).Number("elements", elements).Number("different", different);
+  json.Number("by_one", by_one);
   // Written with all digits: a difference of 1e-7 is not none.
   char text[32];
   snprintf(text, sizeof text, "%.9g", largest);
