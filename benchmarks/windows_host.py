@@ -5,28 +5,34 @@ r"""Host latency of a whole Patchwork step over the plain network on the full fr
 
 Paper scale: MobileNetV2-SSDLite at 384 px, in windows of a quarter and of a sixteenth of the frame,
 int8 and float. Weights are random, since latency does not depend on them; ranges are observed on
-noise. A step is everything between a stored frame and the heads of the full frame: crop, gather of
-the halos, body, scatter, tail; then attention, which decides about the next frame. Everything takes
-turns in one process, in an order that is shuffled every round: ratios are what to read.
+noise. A step is everything between a frame and the heads of the full frame: crop, gather of the
+halos, body, scatter, tail; then attention, which decides about the next frame. Everything takes
+turns, in an order that is shuffled every round: ratios are what to read.
 """
 
+import functools
 import os
 import random
 import statistics
-import time
+from pathlib import Path
 
 import numpy as np
 from absl import flags
 
 from benchmarks import pages
+from benchmarks.engines import ENGINES
+from benchmarks.runner import schedules
 from memvid_tf import errors
+from memvid_tf.runtime.bundle import Bundle
 
 FLAGS = flags.FLAGS
 IMAGE_SIZE = (384, 384)  # PW 4
 WINDOWS = {"1/4": (4, 2), "1/16": (4, 1)}
 PRECISIONS = ("int8", "float32")
+FRAMES = 4  # that the schedules go through again and again
+WARM_UP = 10
 OBSERVED_STEPS = 2  # the first initialises ranges and batch statistics
-# What issue and design ask of a step, as a share of the plain network.
+# What a step should cost at most, as a share of the plain network (derived in shared design).
 TARGETS = {("int8", "1/4"): 0.33, ("float32", "1/4"): 0.38}
 TARGETS |= {("int8", "1/16"): 0.125, ("float32", "1/16"): 0.18}
 
@@ -91,99 +97,75 @@ def write_graphs(work_dir: str, precision: str) -> None:
         patchwork_bundle.write(model, source, options, path, attention)
 
 
-class Step:
-    """Steps of one bundle over one video, one after another.
-
-    Args:
-      folder: of the bundle.
-      images: stored frames.
-    """
-
-    def __init__(self, folder: str, frames: list[np.ndarray]):
-        from memvid_tf.runtime.attention import Attention, next_history
-        from memvid_tf.runtime.bundle import Bundle
-        from memvid_tf.runtime.patchwork import PatchworkNetwork
-
-        bundle = Bundle.load(folder)
-        self._network, self._attention = PatchworkNetwork(bundle), Attention(bundle)
-        self._next_history = next_history
-        self._images = [self._network.prepare(frame) for frame in frames]
-        self._count = self._network.layout.windows.count
-        _, self._memory = self._network.first(self._images[0])
-
-    def run(self, runs: int) -> dict[str, list[float]]:
-        """Milliseconds of `runs` frames: all of a step, attention, and inside body and tail."""
-        network, memory = self._network, self._memory
-        history = np.zeros([1, self._count], np.float32)
-        found = {"step": [], "attention": [], "graphs": []}
-        for t in range(runs):
-            action = t * 7 % self._count
-            image = self._images[t % len(self._images)]
-            start = time.perf_counter()
-            network.step(image, action, memory)
-            done = time.perf_counter()
-            history = self._next_history(history, np.array([action]), self._attention.spec.decay)
-            self._attention.q_values(memory.maps[self._attention.spec.map], history).argmax()
-            end = time.perf_counter()
-            found["step"].append((done - start) * 1e3)
-            found["attention"].append((end - done) * 1e3)
-            found["graphs"].append(network.body_ms + network.tail_ms)
-        return found
-
-
-class Plain:
-    """The plain network on full frames."""
-
-    def __init__(self, path: str, frames: list[np.ndarray]):
-        from memvid_tf.runtime.interpreter import Graph
-
-        graph = Graph(path, "serving_default")
-        image = graph.inputs["image"]
-        real = [np.float32(frame)[None] / 128 - 1 for frame in frames]
-        self._images = real if image.scale is None else [image.quantize(x) for x in real]
-        self._call = graph.bind(("image",), ("box_encodings", "class_logits"))
-
-    def run(self, runs: int) -> dict[str, list[float]]:
-        """Milliseconds of `runs` frames."""
-        found = []
-        for t in range(runs):
-            start = time.perf_counter()
-            self._call(self._images[t % len(self._images)])
-            found.append((time.perf_counter() - start) * 1e3)
-        return {"step": found}
-
-
-def measure(work_dir: str, rounds: int, runs: int) -> list[dict]:
-    """Rows of medians and ratios.
+class Turns:
+    """What is measured, each a function that returns milliseconds by name.
 
     Args:
       work_dir: of `write_graphs`.
+      engine: a name in `engines.ENGINES`.
+      runs: measured frames of a turn.
+    """
+
+    def __init__(self, work_dir: str, engine: str, runs: int):
+        self._engine, self._runs = ENGINES[engine](), runs
+        self.ways = {}
+        for precision in PRECISIONS:
+            plain = Path(plain_of(work_dir, precision))
+            self.ways[precision, None] = functools.partial(self._plain, plain)
+            for share in WINDOWS:
+                bundle = Bundle.load(path_of(work_dir, precision, share))
+                frames = schedules.random_frames(bundle, FRAMES, seed=0)
+                self.ways[precision, share] = functools.partial(self._step, bundle, frames)
+
+    def _graph_ms(self, path: Path) -> float:
+        found = self._engine.graph(path, None, 1, self._runs, WARM_UP, {})
+        return statistics.median(found["latency_us"]) / 1e3
+
+    def _plain(self, path: Path) -> dict[str, float]:
+        """The plain network on full frames."""
+        return {"step": self._graph_ms(path)}
+
+    def _step(self, bundle: Bundle, frames: list[np.ndarray]) -> dict[str, float]:
+        """Windows in turn, and attention; without post-processing, which the plain network lacks."""
+        how = schedules.ScheduleSetting("scanning", None, 1, self._runs, WARM_UP)
+        found = self._engine.schedule(bundle, how, frames)
+        means = found["mean_us"]
+        step = statistics.median(found["latency_us"]) - means["post"]
+        return {
+            "step": step / 1e3,
+            "graphs": (means["extract"] + means["memory"]) / 1e3,
+            "attention": self._graph_ms(bundle.graph_path("attention")),
+        }
+
+
+def measure(work_dir: str, engine: str, rounds: int, runs: int) -> list[dict]:
+    """Rows of medians and ratios; see `Turns`.
+
+    Args:
+      work_dir: of `write_graphs`.
+      engine: what measures.
       rounds: times that everything takes its turn.
-      runs: frames of a turn, of which the first third warms up.
+      runs: measured frames of a turn.
     """
     from tqdm import tqdm
 
-    rng = np.random.default_rng(0)
-    frames = [rng.integers(0, 256, (*IMAGE_SIZE, 3), np.uint8) for _ in range(4)]
-    subjects = {}
-    for precision in PRECISIONS:
-        subjects[precision, None] = Plain(plain_of(work_dir, precision), frames)
-        for share in WINDOWS:
-            subjects[precision, share] = Step(path_of(work_dir, precision, share), frames)
-    medians = {key: [] for key in subjects}
-    order, shuffle = list(subjects), random.Random(0)
+    ways = Turns(work_dir, engine, runs).ways
+    found = {key: [] for key in ways}
+    order, shuffle = list(ways), random.Random(0)
     for _ in tqdm(range(rounds), desc="measuring", unit="round"):
         shuffle.shuffle(order)
         for key in order:
-            found = subjects[key].run(runs)
-            medians[key].append(
-                {name: statistics.median(values[runs // 3 :]) for name, values in found.items()}
-            )
+            found[key].append(ways[key]())
+    return rows_of(found)
+
+
+def rows_of(found: dict[tuple[str, str | None], list[dict[str, float]]]) -> list[dict]:
+    """A row for each precision and window, of what every round found."""
     rows = []
-    for precision, share in subjects:
+    for (precision, share), steps in found.items():
         if share is None:
             continue
-        pairs = list(zip(medians[precision, share], medians[precision, None]))
+        pairs = list(zip(steps, found[precision, None]))
         ratios = [own["step"] / plain["step"] for own, plain in pairs]
         with_attention = [(o["step"] + o["attention"]) / p["step"] for o, p in pairs]
         rows.append(
@@ -191,9 +173,9 @@ def measure(work_dir: str, rounds: int, runs: int) -> list[dict]:
                 "precision": precision,
                 "windows": share,
                 "plain_ms": statistics.median(p["step"] for _, p in pairs),
-                "step_ms": statistics.median(o["step"] for o, _ in pairs),
-                "graphs_ms": statistics.median(o["graphs"] for o, _ in pairs),
-                "attention_ms": statistics.median(o["attention"] for o, _ in pairs),
+                "step_ms": statistics.median(o["step"] for o in steps),
+                "graphs_ms": statistics.median(o["graphs"] for o in steps),
+                "attention_ms": statistics.median(o["attention"] for o in steps),
                 "ratio": statistics.median(ratios),
                 "ratio_least": min(ratios),
                 "ratio_most": max(ratios),
@@ -230,7 +212,7 @@ def markdown(result: dict) -> str:
         [
             "# Patchwork steps on the host",
             "",
-            "MobileNetV2-SSDLite at 384 px, one thread, Python runtime; medians of "
+            f"MobileNetV2-SSDLite at 384 px, one thread, engine {result['engine']}; medians of "
             f"{result['rounds']} rounds of {result['runs']} frames (least to most of the rounds). "
             "A step is crop, gather, body, scatter and tail; heads are not post-processed. "
             f"{machine['processor']}, load {result['load_average']:.2f} before, "
@@ -256,7 +238,8 @@ def main(argv):
         "rounds": FLAGS.rounds,
         "runs": FLAGS.runs,
         "load_average": load_average,
-        "rows": measure(FLAGS.work_dir, FLAGS.rounds, FLAGS.runs),
+        "engine": FLAGS.engine,
+        "rows": measure(FLAGS.work_dir, FLAGS.engine, FLAGS.rounds, FLAGS.runs),
         "provenance": provenance.describe(),
     }
     pages.publish(FLAGS.output, result, markdown(result))
@@ -265,7 +248,8 @@ def main(argv):
 if __name__ == "__main__":
     flags.DEFINE_string("work_dir", "runs/windows_host", "Graphs. Example: runs/windows_host")
     flags.DEFINE_integer("rounds", 15, "Times that everything takes its turn. Example: 15", 1)
-    flags.DEFINE_integer("runs", 30, "Frames of a turn. Example: 30", 6)
+    flags.DEFINE_integer("runs", 30, "Measured frames of a turn. Example: 30", 3)
+    flags.DEFINE_enum("engine", "runner", sorted(ENGINES), "What measures. Example: runner")
     flags.DEFINE_string(
         "output",
         "",

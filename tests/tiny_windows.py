@@ -8,7 +8,7 @@ import tiny_run
 import yaml
 
 KINDS = ("detector", "segmenter")
-STEPS, ATTENTION_STEPS, JOINT_STEPS = 16, 4, 6
+STEPS, ATTENTION_STEPS, JOINT_STEPS = 16, 4, 4
 ACTIONS = 4  # M = 2, N = 1
 COMMON = {
     "image_size": list(tiny_run.FRAME),
@@ -112,6 +112,10 @@ def command(kind, stage, model_dir, **values):
         yaml.safe_dump(stages(kind)[stage], file)
     if stage == "attention":
         values = {"task__base_model_dir": run(kind, "frames"), **values}
+    if (kind, stage) == ("detector", "windows"):
+        # Tracing an unrolled network takes longer than its few steps; the segmenter is traced.
+        eager = ("train_tf_function", "train_tf_while_loop")
+        values = {**{f"trainer__{name}": "false" for name in eager}, **values}
     if stage == "windows":
         values = {"task__init_checkpoint": run(kind, "attention"), **values}
     return dict(

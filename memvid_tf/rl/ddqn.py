@@ -15,9 +15,10 @@ import numpy as np
 import tensorflow as tf
 from official.modeling import hyperparams
 
+from memvid_tf.errors import UserError
 from memvid_tf.layers.conv_lstm import State
 from memvid_tf.models.policy import ETA_ONE, Policy
-from memvid_tf.rl.replay import Transition
+from memvid_tf.rl.replay import Replay, Transition
 
 # States are stored on the grid of the int8 network: [0, 6] in 255 steps.
 STATE_STEP = 6.0 / 255
@@ -187,6 +188,35 @@ class Learner:
     def update(self, batch: Transition, optimizer):
         """One step of the optimizer on a sampled batch; returns the loss, a scalar tensor."""
         return self._update(batch, optimizer)
+
+    def study(self, content: Replay, optimizer, rng: np.random.Generator, step: int):
+        """The updates of one training step, and in its turn the copy to the target network.
+
+        Args:
+          content: of the replay.
+          optimizer: makes the steps.
+          rng: decides which transitions are sampled.
+          step: number of the training step.
+
+        Returns:
+          The mean loss, a scalar tensor.
+
+        Raises:
+          UserError: if the loss is not a number.
+        """
+        losses = [
+            self.update(content.sample(self.config.batch_size, rng), optimizer)
+            for _ in range(self.config.updates_per_step)
+        ]
+        if step % self.config.target_period == 0:
+            self.copy_to_target()
+        loss = tf.reduce_mean(losses)
+        if not np.isfinite(loss):
+            raise UserError(
+                f"loss is {float(loss)} at step {step}; lower the learning rate, or "
+                "task.speed_reward of an interleaving policy"
+            )
+        return loss
 
     def copy_to_target(self) -> None:
         """The target network becomes the online one, quantization ranges included."""

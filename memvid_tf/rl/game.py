@@ -5,7 +5,8 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from memvid_tf.rl.replay import Transition
+from memvid_tf.rl.ddqn import Learner
+from memvid_tf.rl.replay import Replay, Transition
 
 
 class TimeStep(Protocol):
@@ -83,3 +84,35 @@ def run_loop(
             ],
             step,
         )
+
+
+def play(
+    environment: Environment,
+    learner: Learner,
+    content: Replay,
+    exploration: float,
+    rng: np.random.Generator,
+) -> tuple[np.ndarray, list[TimeStep]]:
+    """Plays one game as a learner decides, and puts it into a replay.
+
+    Args:
+      environment: where; it has clips.
+      learner: who.
+      content: of the replay.
+      exploration: ε.
+      rng: of the random actions.
+
+    Returns:
+      Q-values [n, A] of everything that was decided on, and the steps of the game.
+    """
+    values, steps = [], []
+
+    def act(observations):
+        values.append(learner.q_values(observations))
+        return learner.act(values[-1], exploration, rng)
+
+    for frame in run_loop(environment, act, learner.config.both_actions):
+        steps.append(frame.step)
+        for transition in frame.transitions:
+            content.add(transition)
+    return np.concatenate(values), steps

@@ -13,7 +13,6 @@ import numpy as np
 import tensorflow as tf
 import tf_keras
 from official.core import base_task, config_definitions, exp_factory, task_factory
-from official.modeling import optimization
 
 from memvid_tf.data import clips
 from memvid_tf.detection.loss import LossConfig
@@ -30,7 +29,7 @@ from memvid_tf.rl import ddqn as learning
 from memvid_tf.rl import game, replay
 from memvid_tf.tasks import checkpoints, configuration, objectives
 from memvid_tf.tasks.clip_task import check_clips, clip_inputs
-from memvid_tf.tasks.policy import ReplayState, sections_of_base
+from memvid_tf.tasks.policy import ReplayState, replay_experiment, sections_of_base
 from memvid_tf.tasks.single_frame import DetectorTaskConfig, SegmenterTaskConfig
 from memvid_tf.tasks.validation import per_replica
 
@@ -171,27 +170,15 @@ class AttentionTask(base_task.Task):
         # A generator a step: what a resumed run draws does not depend on where it stopped.
         rng = np.random.default_rng([self.task_config.seed, step])
         exploration = learning.epsilon(config, step)
-        values, played = [], []
-
-        def act(observations):
-            values.append(learner.q_values(observations))
-            return learner.act(values[-1], exploration, rng)
-
         self._environment.load({name: value.numpy() for name, value in inputs.items()})
+        values, played = [], []
         for _ in range(-(-config.games_per_step // len(inputs["frames"]))):
-            for frame in game.run_loop(self._environment, act, config.both_actions):
-                played.append(frame.step)
-                for transition in frame.transitions:
-                    self._replay.add(transition)
-        losses = [
-            learner.update(self._replay.sample(config.batch_size, rng), optimizer)
-            for _ in range(config.updates_per_step)
-        ]
-        if step % config.target_period == 0:
-            learner.copy_to_target()
-        loss = tf.reduce_mean(losses)
-        if not np.isfinite(loss):
-            raise UserError(f"loss is {float(loss)} at step {step}; lower the learning rate")
+            q_values, steps = game.play(
+                self._environment, learner, self._replay, exploration, rng
+            )
+            values.append(q_values)
+            played += steps
+        loss = learner.study(self._replay, optimizer, rng, step)
         q_values = np.concatenate(values)
         logged = {
             "q_mean": q_values.mean(),
@@ -225,45 +212,13 @@ class AttentionTask(base_task.Task):
         return aggregated_logs.summaries(global_step)
 
 
-def _experiment(task: DetectorAttentionConfig) -> config_definitions.ExperimentConfig:
-    return config_definitions.ExperimentConfig(
-        task=task,
-        runtime=config_definitions.RuntimeConfig(distribution_strategy="one_device"),
-        trainer=config_definitions.TrainerConfig(
-            train_steps=20_000,
-            steps_per_loop=10,
-            summary_interval=10,
-            checkpoint_interval=500,
-            validation_interval=1_000,
-            max_to_keep=2,
-            # The replay is Python's, and so are the loops around it.
-            train_tf_function=False,
-            train_tf_while_loop=False,
-            eval_tf_function=False,
-            optimizer_config=optimization.OptimizationConfig(
-                {
-                    "optimizer": {"type": "adam", "adam": {"global_clipnorm": 10.0}},
-                    "learning_rate": {
-                        "type": "constant",
-                        "constant": {"learning_rate": 0.0005},
-                    },
-                }
-            ),
-        ),
-        restrictions=[
-            "task.train_data.is_training != None",
-            "task.validation_data.is_training != None",
-        ],
-    )
-
-
 @exp_factory.register_config_factory(DETECTOR)
 def detector_attention_experiment() -> config_definitions.ExperimentConfig:
     """Attention of a detector, as far as PW 3.3 says what that is."""
-    return _experiment(DetectorAttentionConfig(name=DETECTOR))
+    return replay_experiment(DetectorAttentionConfig(name=DETECTOR))
 
 
 @exp_factory.register_config_factory(SEGMENTER)
 def segmenter_attention_experiment() -> config_definitions.ExperimentConfig:
     """The same of a segmenter."""
-    return _experiment(SegmenterAttentionConfig(name=SEGMENTER))
+    return replay_experiment(SegmenterAttentionConfig(name=SEGMENTER))

@@ -217,36 +217,15 @@ class PolicyTask(base_task.Task):
         # A generator a step: what a resumed run draws does not depend on where it stopped.
         rng = np.random.default_rng([self.task_config.seed, step])
         exploration = learning.epsilon(config, step)
-        values = []
-
-        def act(observations):
-            values.append(learner.q_values(observations))
-            return learner.act(values[-1], exploration, rng)
-
         footage = self._watched()
         self._environment.load(footage.of(rng.integers(0, footage.clips, config.games_per_step)))
-        steps = []
-        for frame in game.run_loop(self._environment, act, config.both_actions):
-            steps.append(frame.step)
-            for transition in frame.transitions:
-                self._replay.add(transition)
-        losses = [
-            learner.update(self._replay.sample(config.batch_size, rng), optimizer)
-            for _ in range(config.updates_per_step)
-        ]
-        if step % config.target_period == 0:
-            learner.copy_to_target()
-        loss = tf.reduce_mean(losses)
-        if not np.isfinite(loss):
-            raise UserError(
-                f"loss is {float(loss)} at step {step}; lower the learning rate or "
-                "task.speed_reward"
-            )
+        values, steps = game.play(self._environment, learner, self._replay, exploration, rng)
+        loss = learner.study(self._replay, optimizer, rng, step)
         self._log(metrics or (), values, steps, exploration)
         return {self.loss: loss}
 
-    def _log(self, metrics, values, steps, exploration):
-        q_values, losses = np.concatenate(values), np.concatenate([s.losses for s in steps])
+    def _log(self, metrics, q_values, steps, exploration):
+        losses = np.concatenate([s.losses for s in steps])
         logged = {
             "q_f0": q_values[:, interleaving.F0].mean(),
             "q_f1": q_values[:, interleaving.F1].mean(),
@@ -291,11 +270,11 @@ def _plain(section):
     return section.as_dict() if hasattr(section, "as_dict") else list(section)
 
 
-@exp_factory.register_config_factory(EXPERIMENT)
-def policy_experiment() -> config_definitions.ExperimentConfig:
-    """Paper scale, as far as LFS 3.4 says what that is."""
+def replay_experiment(task) -> config_definitions.ExperimentConfig:
+    """An experiment of Q-learning from a replay on one device, as far as the papers say what that
+    is."""
     return config_definitions.ExperimentConfig(
-        task=PolicyTaskConfig(name=EXPERIMENT),
+        task=task,
         runtime=config_definitions.RuntimeConfig(distribution_strategy="one_device"),
         trainer=config_definitions.TrainerConfig(
             train_steps=20_000,
@@ -323,3 +302,9 @@ def policy_experiment() -> config_definitions.ExperimentConfig:
             "task.validation_data.is_training != None",
         ],
     )
+
+
+@exp_factory.register_config_factory(EXPERIMENT)
+def policy_experiment() -> config_definitions.ExperimentConfig:
+    """Paper scale, as far as LFS 3.4 says what that is."""
+    return replay_experiment(PolicyTaskConfig(name=EXPERIMENT))
