@@ -44,6 +44,7 @@ def plot(title: str, x_label: str, y_label: str, series: Sequence[Series]) -> st
     for one in series:
         _draw(axes, one)
     axes.set(title=title, xlabel=x_label, ylabel=y_label)
+    axes.margins(y=0.15)  # room for the labels of the highest points
     axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]))
     axes.grid(alpha=0.3)
     if any(one.name for one in series):
