@@ -95,7 +95,8 @@ def page(result: dict) -> str:
     lines = ["# Recorded outputs on emulated arm64 cores", ""]
     lines.append(
         f"Bundle {result['bundle']}, {result['date']}, version {result['code_version']}. Recorded "
-        "on x86-64. Not devices: only what is computed counts here, not how fast."
+        "on x86-64; every graph gets the recorded inputs. “Largest” is in steps of int8, of floats "
+        "in parts of the largest value. Not devices: what is computed counts here, not how fast."
     )
     for cpu, found in result["cpus"].items():
         lines += ["", f"## {cpu} ({pixel.CPUS[cpu]})", ""]

@@ -98,6 +98,7 @@ def _fill(axes, y_label, series, title):
     for one in series:
         _draw(axes, one)
     axes.set(ylabel=y_label)
+    axes.margins(y=0.15)  # room for the labels of the highest points
     axes.grid(alpha=0.3)
     if any(one.name for one in series):
         axes.legend()

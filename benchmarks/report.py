@@ -20,6 +20,7 @@ from tabulate import tabulate
 
 from benchmarks import measurements as schema
 from benchmarks import plots
+from benchmarks.runner import schedules
 from memvid_tf import errors, files
 
 FLAGS = flags.FLAGS
@@ -29,11 +30,12 @@ PAPER_FPS = {"f0": 4.2, "sync": 23.5, "async": 48.8, "int8 sync": 40.8, "int8 as
 SHOWN_FRAMES = 120
 
 STYLE = """
-body{font:15px/1.5 system-ui,sans-serif;color:#1d2733;max-width:76rem;margin:2rem auto;padding:0 1rem}
+body{font:14px/1.5 system-ui,sans-serif;color:#1d2733;max-width:88rem;margin:2rem auto;padding:0 1rem}
 table{border-collapse:collapse;margin:1rem 0;font-variant-numeric:tabular-nums;display:block;overflow-x:auto}
-th,td{padding:.25rem .6rem;border-bottom:1px solid #d9dfe6;text-align:right;white-space:nowrap}
+th,td{padding:.2rem .45rem;border-bottom:1px solid #d9dfe6;text-align:right;white-space:nowrap}
 th:nth-child(-n+2),td:nth-child(-n+2){text-align:left} h2{margin-top:2.5rem}
-img{width:100%;max-width:640px;display:block;margin:1.2rem 0}
+.plots{display:grid;grid-template-columns:repeat(auto-fit,minmax(24rem,1fr));gap:1.2rem}
+.plots img{width:100%;max-width:640px}
 .warning{background:#fff3d6;padding:.5rem .8rem;border-left:4px solid #c98a00}
 """
 
@@ -84,6 +86,27 @@ def rows(group: Sequence[schema.Summary]) -> list[list[str]]:
     return table
 
 
+PARTS_HEADER = (
+    "subject", "schedule", "prepare", "extract", "memory", "post", "update", "policy", "between",
+)  # fmt: skip
+
+
+def parts(group: Sequence[schema.Summary]) -> list[list[str]]:
+    """Microseconds of the parts of a frame, on average, in the columns of `PARTS_HEADER`; [] where
+    nothing is known of them. Preparing is not part of a frame's latency, all others are."""
+    table = []
+    for s in sorted(group, key=lambda s: (s.setting.subject, s.setting.name)):
+        result = s.first.result
+        if "mean_us" not in result:
+            continue
+        mean = result["mean_us"]
+        between = float(np.mean(result["latency_us"])) - sum(mean.values())
+        named = [mean.get(name, 0.0) for name in PARTS_HEADER[3:-1]]
+        cells = [float(np.mean(result["prepare_us"])), *named, between]
+        table.append([s.setting.subject, s.setting.name, *(f"{us:.1f}" if us else "" for us in cells)])
+    return table
+
+
 def ratios(group: Sequence[schema.Summary]) -> list[list[str]]:
     """What the paper claims as ratios of time beside what was measured; [] where nothing fits."""
     mean = {
@@ -117,10 +140,24 @@ def markdown(measurements: Sequence[schema.Measurement]) -> str:
     for title, group in grouped(measurements).items():
         lines += ["", f"## {title}", ""]
         lines.append(tabulate(rows(group), HEADER, tablefmt="github", disable_numparse=True))
-        if table := ratios(group):
-            header = ["ratio", "paper (Pixel 3)", "measured"]
-            lines += ["", tabulate(table, header, tablefmt="github", disable_numparse=True)]
+        for words, header, table in _further(group):
+            lines += ["", *([words, ""] if words else [])]
+            lines.append(tabulate(table, header, tablefmt="github", disable_numparse=True))
     return "\n".join(lines) + "\n"
+
+
+def _further(group: Sequence[schema.Summary]) -> list[tuple[str, Sequence[str], list[list[str]]]]:
+    """What follows the table of a group: words, header and rows of each further table."""
+    found = [
+        ("", ("ratio", "paper (Pixel 3)", "measured"), ratios(group)),
+        (
+            "Microseconds of a frame, on average over the first repeat. Preparing (pixels to the "
+            "graph's input, for f1 their box mean) is not part of the latency; “between” is.",
+            PARTS_HEADER,
+            parts(group),
+        ),
+    ]
+    return [(words, header, table) for words, header, table in found if table]
 
 
 def over_time(measurement: schema.Measurement) -> str:
@@ -129,7 +166,8 @@ def over_time(measurement: schema.Measurement) -> str:
     series = [plots.Series("frames", range(len(latency)), latency.tolist())]
     marks = [i for i, x in enumerate(measurement.result["extractors"][: len(latency)]) if x == "0"]
     if marks:
-        series.append(plots.Series("f0 begins", marks, [float(latency[i]) for i in marks], "dots"))
+        name = "seen whole" if measurement.setting.name == schedules.WHOLE else "f0 begins"
+        series.append(plots.Series(name, marks, [float(latency[i]) for i in marks], "dots"))
     return plots.plot(f"{_name(measurement)}: over time", "frame", "ms", series)
 
 
@@ -207,19 +245,23 @@ def page(measurements: Sequence[schema.Measurement], accuracy: Accuracy | None) 
         if not group[0].first.device["physical"]:
             body.append('<p class="warning">Not a device: these times are not latencies.</p>')
         body.append(_table(HEADER, rows(group)))
-        if table := ratios(group):
-            body.append(_table(("ratio", "paper (Pixel 3)", "measured"), table))
-        schedules = sorted(
+        for words, header, table in _further(group):
+            body += [f"<p>{html.escape(words)}</p>"] if words else []
+            body.append(_table(header, table))
+        timed = sorted(
             (s for s in group if s.setting.kind == "schedule"),
             key=lambda s: (s.setting.subject, s.setting.name),
         )
-        if accuracy and (points := _scored(schedules, accuracy)):
-            body.append(plots.plot("mAP against latency", "mean ms a frame", "mAP@.5", points))
-        for summary in schedules:
+        drawn = []
+        if accuracy and (points := _scored(timed, accuracy)):
+            drawn.append(plots.plot("mAP against latency", "mean ms a frame", "mAP@.5", points))
+        for summary in timed:
             mine = [m for m in measurements if m.setting == summary.setting]
-            body += [over_time(mine[0]), histogram(mine)]
+            drawn += [over_time(mine[0]), histogram(mine)]
             if summary.setting.mode == "sustained" and (curve := sustained(mine)):
-                body.append(curve)
+                drawn.append(curve)
+        if drawn:
+            body += ['<div class="plots">', *drawn, "</div>"]
     content = "\n".join(body)
     return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>Measurements</title>'
@@ -227,10 +269,10 @@ def page(measurements: Sequence[schema.Measurement], accuracy: Accuracy | None) 
     )
 
 
-def _scored(schedules: Sequence[schema.Summary], accuracy: Accuracy) -> list[plots.Series]:
+def _scored(timed: Sequence[schema.Summary], accuracy: Accuracy) -> list[plots.Series]:
     """A series of points for each subject whose accuracy is known."""
     found: dict[str, list[schema.Summary]] = {}
-    for summary in schedules:
+    for summary in timed:
         if summary.first.precision == accuracy.precision and mode_of(summary) in accuracy.by_mode:
             found.setdefault(summary.setting.subject, []).append(summary)
     return [

@@ -126,6 +126,7 @@ class Cable:
     Attributes:
       budget: bytes "to" the device and "from" it until the cable is cut, None for never.
       trigger: cut `delay_s` after these bytes went to the device, None for never.
+      stays_cut: whether it is never whole again.
       cuts: how often it was cut.
     """
 
@@ -134,10 +135,13 @@ class Cable:
         self._port = int(port)
         self.budget: dict[str, int | None] = {"to": None, "from": None}
         self.trigger: bytes | None = None
-        self.delay_s, self.cuts = 0.0, 0
+        self.delay_s, self.stays_cut, self.cuts = 0.0, False, 0
 
     def __call__(self, connection: socket.socket) -> None:
         """Carries one connection; see `listener`."""
+        if self.stays_cut and self.cuts:
+            connection.close()
+            return
         far_end = (self._host, self._port)
         with contextlib.suppress(OSError), socket.create_connection(far_end) as far:
             ends = [(connection, far, "to"), (far, connection, "from")]

@@ -303,6 +303,33 @@ def test_the_program_measures_keeps_what_it_has_and_goes_on(cable, parts, bundle
 
 
 @pytest.mark.slow
+def test_faults_are_played_by_a_command(server, parts, bundle, tmp_path):
+    """The table of all of them is a results page; here a few of each sort."""
+    wanted = ["no adb", "disconnect in run", "wrong ABI", "sensor unreadable"]
+    if server != adb_lib.find_adb():
+        pytest.skip("the command takes both generations itself")
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.faults", f"--bundle={bundle.path}",
+         f"--only={','.join(wanted)}", f"--output={tmp_path / 'faults'}"],
+        cwd=ROOT, capture_output=True, text=True, timeout=800, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    result = json.loads((tmp_path / "faults.json").read_text())
+    assert len(result["adb"]) == 2
+    for rows in result["adb"].values():
+        found = {row["fault"]: row for row in rows}
+        assert list(found) == wanted
+        assert all(row["finished_kept"] and not row["traceback"] for row in rows)
+        assert [found[name]["exit_code"] for name in wanted] == [2, 0, 2, 0]
+        assert [found[name]["kept"] for name in wanted] == [1, 2, 1, 2]
+        assert "apt-get install adb" in found["no adb"]["message"]
+        assert found["disconnect in run"]["cuts"] >= 1
+        assert "is x86_64" in found["wrong ABI"]["message"]
+        assert "battery_c" in found["sensor unreadable"]["missing"]
+    assert "traceback shown: none" in (tmp_path / "faults.md").read_text()
+
+
+@pytest.mark.slow
 def test_two_devices_side_by_side_of_which_one_dies(server, address, parts, bundle, tmp_path):
     """The program measures both at once into one file. One dies in the middle: what it had measured
     is kept, the other's results are whole, and the exit code tells."""
