@@ -239,12 +239,17 @@ def graph_spec(name: str, flatbuffer: bytes) -> schema.GraphSpec:
 
     names = SIGNATURES.get(name, (graphs.SERVING,))
     infos = {signature: gate.tensor_info(flatbuffer, signature) for signature in names}
+    # Post-processing has no kernels to count.
+    costs = {n: None if name == "post" else gate.count(flatbuffer, n) for n in names}
     signatures = {
-        signature: schema.SignatureSpec(specs(info.inputs), specs(info.outputs))
+        signature: schema.SignatureSpec(
+            specs(info.inputs),
+            specs(info.outputs),
+            costs[signature] and costs[signature].multiply_adds,
+        )
         for signature, info in infos.items()
     }
-    # Post-processing has no kernels to count.
-    cost = None if name == "post" else gate.count(flatbuffer, names[0])
+    cost = costs[names[0]]
     return schema.GraphSpec(
         file=f"{name}.tflite",
         signatures=signatures,

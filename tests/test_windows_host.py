@@ -29,7 +29,7 @@ def test_ratios_are_of_one_round():
         "provenance": {"machine": {"processor": "none"}, "date": "today", "code_version": "1"},
     }
     page = windows_host.markdown(result)
-    assert "0.350 (0.300 to 0.400)" in page and "0.330" in page
+    assert "0.350 (0.300 to 0.400)" in page and " 0.33 |" in page
 
 
 def test_what_a_step_is(monkeypatch):

@@ -25,15 +25,19 @@ class BundleWindows:
         self.anchors = None if manifest.anchors is None else bundle.anchors
         self._attention = None if manifest.attention is None else Attention(bundle)
         self.decay = None if manifest.attention is None else manifest.attention.decay
-        tail = manifest.calls["first"][1]
+        first, tail = manifest.calls["first"]
         self._dequantize = {
             name: dequantizer(spec) for name, spec in manifest.signature(tail).outputs.items()
         }
-        graphs = manifest.graphs
-        # The cost of the body that the manifest gives is that of its windows.
+
+        def cost(*calls: str) -> int | None:
+            parts = [manifest.signature(call).multiply_adds for call in calls]
+            return None if None in parts else sum(parts)
+
         self.costs = Costs(
-            window=graphs["body"].multiply_adds + graphs["tail"].multiply_adds,
-            attention=None if self.decay is None else graphs["attention"].multiply_adds,
+            full=cost(first, tail),
+            window=cost(*manifest.calls["step"]),
+            attention=None if self.decay is None else cost(*manifest.calls["attention"]),
         )
 
     def _stacked(self, outputs: list[dict]) -> dict[str, np.ndarray]:

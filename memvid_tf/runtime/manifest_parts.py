@@ -38,16 +38,18 @@ class TensorSpec:
 
 @dataclasses.dataclass(frozen=True)
 class SignatureSpec:
-    """Tensors of one signature, by name."""
+    """Tensors of one signature, by name, and what a call costs; None where counting makes no sense
+    (post-processing)."""
 
     inputs: dict[str, TensorSpec]
     outputs: dict[str, TensorSpec]
+    multiply_adds: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)
 class GraphSpec:
-    """One `.tflite` file. `multiply_adds` (of one call) and `parameters` count kernels only; None
-    where counting makes no sense (post-processing)."""
+    """One `.tflite` file. `multiply_adds` (of a call of the signature that an ordinary frame needs)
+    and `parameters` count kernels only; None where counting makes no sense (post-processing)."""
 
     file: str
     signatures: dict[str, SignatureSpec]
