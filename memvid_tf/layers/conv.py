@@ -45,7 +45,7 @@ class Conv(tf_keras.layers.Layer):
       scheme: quantization scheme, or None for the float network.
       output: a `Quantize` layer to share with other tensors; by default one of its own, for ReLU6
         outputs with the fixed range and for linear ones with an observed one.
-      kernel_initializer: of the kernel; by default one that keeps the variance through a ReLU.
+      kernel_initializer: of the kernel; by default one that keeps the variance of its input.
       bias_initializer: of the bias.
     """
 
@@ -106,8 +106,13 @@ class Conv(tf_keras.layers.Layer):
             )
         super().build(input_shape)
 
+    def _gain(self):
+        # A linear output has nothing that halves its variance. To count as if it had saturates the
+        # gates of a memory, where no BN makes up for it, and slows its training.
+        return 2.0 if self.activation or self.norm else 1.0
+
     def _default_initializer(self):
-        return tf_keras.initializers.VarianceScaling(2.0, "fan_in")
+        return tf_keras.initializers.VarianceScaling(self._gain(), "fan_in")
 
     def _convolve(self, x, kernel, padding):
         return tf.nn.conv2d(x, kernel, self.strides, padding)
@@ -204,7 +209,7 @@ class DepthwiseConv(Conv):
 
     def _default_initializer(self):
         # Keras counts the channels of a depthwise kernel into its fan-in; only the window feeds it.
-        return tf_keras.initializers.RandomNormal(0.0, 2.0**0.5 / self.kernel_size)
+        return tf_keras.initializers.RandomNormal(0.0, self._gain() ** 0.5 / self.kernel_size)
 
     def _convolve(self, x, kernel, padding):
         return tf.nn.depthwise_conv2d(x, kernel, [1, self.strides, self.strides, 1], padding)

@@ -186,26 +186,26 @@ class FactoredCell(GroupedCell):
         super().__init__(channels, groups, scheme, **kwargs)
         # Both extractors feed the same input of the memory graph, so they share one range.
         self.features_range = quantize(scheme, "observed", name="features_range")
-        self.projections = {
-            extractor: SeparableConv(
+
+        def projection(name, gain, **kwargs):
+            # The sum of the projections ends in ReLU6.
+            initializer = tf_keras.initializers.VarianceScaling(gain, "fan_in")
+            return SeparableConv(
                 channels,
                 groups=groups,
                 scheme=scheme,
-                output=self.features_range,
-                name=f"projection_{extractor}",
+                kernel_initializer=initializer,
+                name=name,
+                **kwargs,
             )
+
+        self.projections = {
+            extractor: projection(f"projection_{extractor}", 2.0, output=self.features_range)
             for extractor in EXTRACTORS
         }
         # In the paper's form a kernel reads h_g beside the many channels of x. As if it read all of
         # h, the recurrent term begins as small beside that of x.
-        initializer = tf_keras.initializers.VarianceScaling(2.0 / groups, "fan_in")
-        self.h_projection = SeparableConv(
-            channels,
-            groups=groups,
-            scheme=scheme,
-            kernel_initializer=initializer,
-            name="h_projection",
-        )
+        self.h_projection = projection("h_projection", 2.0 / groups)
         self.add = Add("relu6", scheme, name="add")
 
     def adapt(self, features, extractor, training=False):
