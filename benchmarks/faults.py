@@ -30,7 +30,7 @@ from memvid_tf.runtime.bundle import Bundle
 FLAGS = flags.FLAGS
 ROOT = Path(__file__).parents[1]
 LONGEST_S = 600.0  # of one run of the program; longer is a hang
-LONG_RUNS = 20000  # of the graph, so that a run lasts
+LONG = ["--runs=3000", "--job_s=300"]  # a run that lasts
 
 
 @dataclasses.dataclass
@@ -137,7 +137,7 @@ def cut_in_push(bench: Bench):
 def cut_in_run(bench: Bench):
     """The cable is cut a second after the runner began."""
     bench.cable.trigger, bench.cable.delay_s = b"timeout -k", 1.0
-    yield [*_flags(bench), f"--runs={LONG_RUNS}"], {}
+    yield [*_flags(bench), *LONG], {}
 
 
 @_fault
@@ -154,8 +154,7 @@ def stays_away(bench: Bench):
         rig.connected(bench.adb, address)
         cable.trigger, cable.delay_s = b"timeout -k", 1.0
         cable.stays_cut = True
-        yield [f"--adb={bench.adb}", f"--serial={address}", "--reconnect_s=2",
-               f"--runs={LONG_RUNS}"], {}  # fmt: skip
+        yield [f"--adb={bench.adb}", f"--serial={address}", "--reconnect_s=2", *LONG], {}
     rig.disconnect(bench.adb)
 
 
@@ -194,7 +193,7 @@ def corrupt_push(bench: Bench):
 @_fault
 def hung_runner(bench: Bench):
     """The runner does not end in time."""
-    yield [*_flags(bench), "--runs=100000000", "--job_s=5"], {}
+    yield [*_flags(bench), "--runs=5000000", "--job_s=5"], {}
 
 
 @_fault
