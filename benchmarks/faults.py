@@ -2,9 +2,9 @@ r"""Plays every fault that a phone can have against the real program, and writes
 
   python -m benchmarks.faults --bundle=bundles/tiny --output=benchmarks/results/device_faults
 
-One graph of the bundle is measured on an emulated Pixel with the newest adb and with adb 29: once to
-have something finished, then again with each fault. The page holds the program's last line, its exit
-code, and how many repeats the results file holds afterwards.
+One graph of the bundle is measured on an emulated Pixel with the newest adb and with adb 29: once
+to have something finished, then again with each fault. The page holds the program's last line, its
+exit code, and how many repeats the results file holds afterwards.
 """
 
 import contextlib
@@ -300,9 +300,8 @@ def measured(fault: Fault, bench: Bench) -> dict:
 
 def _neutral(text: str, bench: Bench) -> str:
     """Without ports and folders, which differ from run to run."""
-    for name, word in (
-        (bench.serial, "DEVICE"), (bench.address, "OTHER"), (str(bench.folder), "…"), (bench.adb, "adb"),
-    ):  # fmt: skip
+    words = {bench.serial: "DEVICE", bench.address: "OTHER", bench.adb: "adb"}
+    for name, word in {**words, str(bench.folder): "…"}.items():
         text = text.replace(name, word)
     return text
 
@@ -341,7 +340,8 @@ def main(argv):
     payload.arm64()  # before anything is timed
     unknown = set(FLAGS.only) - {fault.name for fault in FAULTS}
     if unknown:
-        raise errors.UserError(f"--only={sorted(unknown)}: wanted some of {[f.name for f in FAULTS]}")
+        names = ", ".join(fault.name for fault in FAULTS)
+        raise errors.UserError(f"--only={','.join(sorted(unknown))}: wanted some of {names}")
     found = {}
     with tempfile.TemporaryDirectory(prefix="memvid_faults_") as name:
         for program in (adb_lib.find_adb(), rig.adb_29(Path(name))):
