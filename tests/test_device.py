@@ -313,7 +313,7 @@ def test_faults_are_played_by_a_command(server, parts, bundle, tmp_path):
     if server != adb_lib.find_adb():
         pytest.skip("the command takes both generations itself")
     done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.faults", f"--bundle={bundle.path}",
+        [sys.executable, "-m", "benchmarks.device_faults", f"--bundle={bundle.path}",
          f"--only={','.join(wanted)}", f"--output={tmp_path / 'faults'}"],
         cwd=ROOT, capture_output=True, text=True, timeout=800, check=False,
     )  # fmt: skip

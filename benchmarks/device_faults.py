@@ -1,6 +1,7 @@
 r"""Plays every fault that a phone can have against the real program, and writes what it says.
 
-  python -m benchmarks.faults --bundle=bundles/tiny --output=benchmarks/results/device_faults
+  python -m benchmarks.device_faults --bundle=bundles/tiny \
+    --output=benchmarks/results/device_faults
 
 One graph of the bundle is measured on an emulated Pixel with the newest adb and with adb 29: once
 to have something finished, then again with each fault. The page holds the program's last line, its
@@ -342,14 +343,14 @@ def main(argv):
     if unknown:
         names = ", ".join(fault.name for fault in FAULTS)
         raise errors.UserError(f"--only={','.join(sorted(unknown))}: wanted some of {names}")
-    found = {}
+    result = {"date": provenance.now(), "code_version": provenance.code_version(), "adb": {}}
     with tempfile.TemporaryDirectory(prefix="memvid_faults_") as name:
         for program in (adb_lib.find_adb(), rig.adb_29(Path(name))):
             version = rig.version(program)
             folder = Path(name) / version
             folder.mkdir()
             with prepared(program, folder, bundle.graph_path("f1")) as bench:
-                rows = found[version] = []
+                rows = result["adb"][version] = []
                 for fault in FAULTS:
                     if FLAGS.only and fault.name not in FLAGS.only:
                         continue
@@ -357,12 +358,7 @@ def main(argv):
                     row = rows[-1]
                     print(f"adb {version}, {fault.name}: {row['exit_code']}, {row['kept']} of "
                           f"{row['asked']}: {row['message']}", flush=True)  # fmt: skip
-    result = {
-        "date": provenance.now(),
-        "code_version": provenance.code_version(),
-        "adb": found,
-    }
-    pages.publish(FLAGS.output, result, page(result))
+            pages.publish(FLAGS.output, result, page(result))  # what is there outlives what comes
 
 
 if __name__ == "__main__":
