@@ -11,6 +11,7 @@ exit code, and how many repeats the results file holds afterwards.
 import contextlib
 import dataclasses
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -25,6 +26,7 @@ from tabulate import tabulate
 from benchmarks import adb as adb_lib
 from benchmarks import measurements as schema
 from benchmarks import pages, payload, pixel, rig
+from benchmarks.runner.build import cache
 from memvid_tf import errors, files, provenance
 from memvid_tf.runtime.bundle import Bundle
 
@@ -300,11 +302,11 @@ def measured(fault: Fault, bench: Bench) -> dict:
 
 
 def _neutral(text: str, bench: Bench) -> str:
-    """Without ports and folders, which differ from run to run."""
-    words = {bench.serial: "DEVICE", bench.address: "OTHER", bench.adb: "adb"}
-    for name, word in {**words, str(bench.folder): "…"}.items():
+    """Without ports and folders, which differ from run to run and from machine to machine."""
+    words = {bench.serial: "DEVICE", bench.adb: "adb", str(bench.folder): "…", str(cache()): "…"}
+    for name, word in words.items():
         text = text.replace(name, word)
-    return text
+    return re.sub(r"127\.0\.0\.1:\d+", "OTHER", text)
 
 
 def page(result: dict) -> str:

@@ -71,8 +71,11 @@ class Handset:
 
         Raises:
           LoaderFailed: it does not run, which nothing else would explain as well.
-          AdbError: see `push`.
+          AdbError: the device stays away.
         """
+        return self._again(self._prepare)
+
+    def _prepare(self) -> str:
         sent = sum(self._send(name, path) for name, path in self._payload.files.items())
         self.adb.check(f"cd {self._quoted} && chmod 755 {' '.join(self._payload.files)}")
         done = self.adb.shell(f"cd {self._quoted} && ./{LOADER} --version 2>&1")
