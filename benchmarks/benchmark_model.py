@@ -5,8 +5,8 @@ binary. It reports statistics instead of samples, so a repeat counts as one samp
 
 Both generations print a `count=… avg=…` line in microseconds for the warm-up and one for the runs.
 TensorFlow Lite's ends with a line `Inference timings in us: …`. LiteRT's, which runs one signature
-through the compiled model, ends with a block of `name: value ms` lines instead, and begins its lines
-with a level and its source's file and line.
+through the compiled model, ends with a block of `name: value ms` lines instead, and begins them with
+a level and its source's file and line.
 """
 
 import re

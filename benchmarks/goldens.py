@@ -52,14 +52,11 @@ def compare(handset: Handset, bundle: Bundle) -> tuple[list[dict], list[dict]]:
     """Differences of the recorded calls, and of the operators of those calls that differ."""
     rows = handset.run(plan.goldens(bundle), None)[0]["goldens"]
     graphs = {spec.file: name for name, spec in bundle.manifest.graphs.items()}
-    # The post-processing is no int8 graph: its differences are those of floats.
-    unequal = sorted(
-        {(graphs[r["graph"]], r["signature"]) for r in rows if r["different"]} - {("post", "")}
-    )
+    unequal = sorted({(graphs[r["graph"]], r["signature"]) for r in rows if r["different"]})
     calls = [
         call
         for graph, signature in unequal
-        if graph != "post"
+        if graph != "post"  # no int8 graph: its differences are those of floats
         for call in operator_calls(bundle, graph, signature)
     ]
     alone = handset.run(plan.comparison(calls), None)[0]["goldens"] if calls else []
@@ -103,14 +100,16 @@ def page(result: dict) -> str:
         header = ["graph", "output", "elements", "byte-equal", "off by one", "by more", "largest"]
         lines.append(_table(tensor_table(found["tensors"]), header))
         if found["operators"]:
-            lines += ["", "Operators of the graphs that differ, each with the inputs of x86-64:", ""]
+            words = "Operators of the graphs that differ, each with the inputs of x86-64:"
+            lines += ["", words, ""]
             header = ["graph", "operator", "number", "byte-equal", "elements", "off by one",
                       "by more"]  # fmt: skip
             lines.append(_table(operator_table(found["operators"]), header))
             kinds = {row[1] for row in operator_table(found["operators"]) if row[5] + row[6]}
             rest = sum(not r["different"] for r in found["operators"])
-            lines += ["", f"Operators that differ by themselves: {', '.join(sorted(kinds)) or 'none'}"
-                      f"; the other {rest} of {len(found['operators'])} are byte-equal."]  # fmt: skip
+            named, number = ", ".join(sorted(kinds)) or "none", len(found["operators"])
+            words = f"Operators that differ by themselves: {named}; the other {rest} of {number} are"
+            lines += ["", f"{words} byte-equal."]
     return "\n".join(lines) + "\n"
 
 

@@ -198,6 +198,7 @@ def main(argv):
         if not FLAGS[name].value:
             raise errors.UserError(f"--{name} is missing; see the example in --help")
     bundle = Bundle.load(FLAGS.bundle)
+    bundle.require_system("interleaved")  # there is no streaming accuracy of windows
     precision = bundle.manifest.precision
     results = schema.Results.load(FLAGS.results)
     modes = FLAGS.modes or ["f0", "1", "4", "9", "19", "async4", "async9", "async19"]

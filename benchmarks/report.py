@@ -103,7 +103,8 @@ def parts(group: Sequence[schema.Summary]) -> list[list[str]]:
         between = float(np.mean(result["latency_us"])) - sum(mean.values())
         named = [mean.get(name, 0.0) for name in PARTS_HEADER[3:-1]]
         cells = [float(np.mean(result["prepare_us"])), *named, between]
-        table.append([s.setting.subject, s.setting.name, *(f"{us:.1f}" if us else "" for us in cells)])
+        words = [f"{us:.1f}" if us else "" for us in cells]
+        table.append([s.setting.subject, s.setting.name, *words])
     return table
 
 

@@ -1,7 +1,7 @@
 """What stands in for phones and their faults: private adb servers, a cable that can be cut, devices
 that never accept a key or never answer, and an adb that spoils what it does.
 
-The tests of the device path and `benchmarks.faults` play with it.
+The tests of the device path and `benchmarks.device_faults` play with it.
 """
 
 import contextlib

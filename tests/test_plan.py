@@ -7,6 +7,7 @@ from pathlib import Path
 
 import flagless
 import pytest
+import tiny_patchwork
 
 from benchmarks import measurements as schema
 from memvid_tf.errors import UserError
@@ -78,9 +79,20 @@ def test_a_failed_evaluation_names_its_command(tmp_path):
         plan.streaming_scores(str(tmp_path / "none"), "", "r.json", 1, 30.0, ["f0"])
 
 
-def test_wrong_flags():
-    done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.plan", "--results=r.json"],
+def run(*flags):
+    return subprocess.run(
+        [sys.executable, "-m", "benchmarks.plan", *flags],
         cwd=ROOT, capture_output=True, text=True, timeout=120, env=os.environ, check=False,
     )  # fmt: skip
+
+
+def test_wrong_flags():
+    done = run("--results=r.json")
     assert done.returncode == 2 and "--bundle is missing" in done.stderr
+
+
+def test_windows_are_refused():
+    _, bundle = tiny_patchwork.exported("detector")
+    done = run("--results=r.json", f"--bundle={bundle.path}")
+    assert done.returncode == 2 and "system is 'patchwork', wanted" in done.stderr
+    assert "Traceback" not in done.stderr

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import subprocess
 
 import numpy as np
@@ -285,6 +286,24 @@ def test_a_bad_plan_is_one_line(change, message):
         local.run(dataclasses.replace(job, text=job.text.replace(*change)))
 
 
+@pytest.mark.parametrize(
+    "pattern, other, message",
+    [
+        (r"(windows \d+ \d+ \d+) \d+", r"\1 7", "7 chunks of .* bytes are not the strips"),
+        (r"places.bin", "read.bin", "do not fit the graph"),
+        (r"map (\w+) (\d+)", r"map \1 1", "map .* does not fit the graph"),
+        (r"system patchwork", "system x", "system is 'x', wanted interleaved or patchwork"),
+    ],
+)
+def test_a_bad_plan_of_windows_is_one_line(pattern, other, message):
+    _, bundle = tiny_patchwork.exported("detector")
+    frames = schedules.random_frames(bundle, 1, seed=0)
+    job = schedules.schedule(bundle, schedules.ScheduleSetting("random", frames=20), frames)
+    assert re.search(pattern, job.text)
+    with pytest.raises(local.RunnerError, match=message):
+        local.run(dataclasses.replace(job, text=re.sub(pattern, other, job.text)))
+
+
 def test_a_result_that_is_not_whole_is_refused():
     job = plan.Job("", {}, samples=3)
     with pytest.raises(local.RunnerError, match="not JSON"):
@@ -313,7 +332,8 @@ def test_a_runner_that_hangs_is_stopped():
 def test_schedules_that_a_bundle_cannot_run(name, tau, message):
     bundle = tiny_bundle.load()
     with pytest.raises(UserError, match=message):
-        schedules.schedule(bundle, schedules.ScheduleSetting(name, tau), schedules.random_frames(bundle, 1, 0))
+        frames = schedules.random_frames(bundle, 1, 0)
+        schedules.schedule(bundle, schedules.ScheduleSetting(name, tau), frames)
 
 
 def test_the_binary_is_built_once_and_whole(runner, monkeypatch, tmp_path):

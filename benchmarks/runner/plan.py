@@ -1,8 +1,8 @@
 """Plans: what the native runner is to do, as a folder with one text file and the data it names.
 
 A plan is made from a bundle (goldens here, schedules in `schedules`) or from any `.tflite` (the
-latency of one graph). All paths in it are relative, so the folder runs wherever it is copied to; `Job.files` says what to
-copy. Words are split at blanks, so no name may hold one.
+latency of one graph). All paths in it are relative, so the folder runs wherever it is copied to;
+`Job.files` says what to copy. Words are split at blanks, so no name may hold one.
 """
 
 import dataclasses

@@ -1,8 +1,6 @@
 // Recorded frames, and how they become what a graph takes.
 #pragma once
 
-#include <memory>
-
 #include "plan.hpp"
 
 // The recorded frames, [count, height, width, 3] RGB bytes, again and again.

@@ -14,22 +14,13 @@ using litert::Tensor;
 
 namespace {
 
-struct Loaded {
-  std::unique_ptr<Model> model;
-  std::unique_ptr<Call> call;
-};
-
 // The call of a line `graph FILE SIGNATURE`, with the inputs of the plan's `set` lines. Inputs that
 // are not set get the same pseudo-random bytes everywhere (zeros if float: random bits are not
 // numbers).
-Loaded Load(const Plan::Line& line, const Plan& plan, bool profile) {
-  const long threads = Whole(plan.one("threads").at(0), "threads");
-  Loaded loaded;
-  loaded.model = std::make_unique<Model>(line.at(0), threads, profile);
-  const std::string signature = line.at(1) == "-" ? "" : line.at(1);
-  loaded.call = std::make_unique<Call>(*loaded.model, signature);
+Call Load(const Model& model, const Plan::Line& line, const Plan& plan) {
+  Call call(model, line.at(1) == "-" ? "" : line.at(1));
   uint32_t seed = 12345;
-  for (const Tensor& tensor : loaded.call->inputs()) {
+  for (const Tensor& tensor : call.inputs()) {
     Bytes data(tensor.bytes);
     if (tensor.type != litert::kFloat32) {
       for (unsigned char& byte : data) byte = (seed = seed * 1664525u + 1013904223u) >> 24;
@@ -38,10 +29,10 @@ Loaded Load(const Plan::Line& line, const Plan& plan, bool profile) {
   }
   for (const Plan::Line& set : plan.all("set")) {
     if (set.at(0) != line.at(0) + ":" + line.at(1)) continue;
-    const Tensor& tensor = loaded.call->input(set.at(1));
+    const Tensor& tensor = call.input(set.at(1));
     tensor.Write(ReadFile(set.at(2), tensor.bytes).data());
   }
-  return loaded;
+  return call;
 }
 
 // Elements that differ from the recorded ones, those of integers that differ by one step, and by
@@ -92,31 +83,38 @@ Json MeasureGraph(const Plan& plan) {
   const long warm_up = Whole(plan.one("warm_up").at(0), "warm_up");
   const bool profile = !plan.all("profile").empty();
   const double start = litert::NowUs();
-  const Loaded loaded = Load(plan.one("graph"), plan, profile);
+  const Plan::Line& line = plan.one("graph");
+  const Model model(line.at(0), Whole(plan.one("threads").at(0), "threads"), profile);
+  const Call call = Load(model, line, plan);
   Json json;
-  json.Flag("fully_accelerated", loaded.model->fully_accelerated());
+  json.Flag("fully_accelerated", model.fully_accelerated());
   json.Number("init_us", litert::NowUs() - start);
-  const double first = loaded.call->Run();
+  const double first = call.Run();
   json.Number("first_us", first);
-  for (long i = 1; i < warm_up; ++i) loaded.call->Run();
-  if (profile) loaded.model->StartProfile();
+  for (long i = 1; i < warm_up; ++i) call.Run();
+  if (profile) model.StartProfile();
   std::vector<double> samples(runs);
-  for (double& sample : samples) sample = loaded.call->Run();
-  if (profile) json.Text("profile", loaded.model->StopProfile());
+  for (double& sample : samples) sample = call.Run();
+  if (profile) json.Text("profile", model.StopProfile());
   return json.Numbers("latency_us", samples);
 }
 
 Json CheckGoldens(const Plan& plan) {
+  const long threads = Whole(plan.one("threads").at(0), "threads");
+  std::map<std::string, std::unique_ptr<Model>> models;
   std::vector<Json> rows;
   for (const Plan::Line& line : plan.all("golden")) {
-    const Loaded loaded = Load(line, plan, false);
-    loaded.call->Run();
+    auto& shared = models[line.at(0)];  // a file of many calls is compiled once
+    if (!shared) shared = std::make_unique<Model>(line.at(0), threads, false);
+    const Model& model = *shared;
+    const Call call = Load(model, line, plan);
+    call.Run();
     for (const Plan::Line& expect : plan.all("expect")) {
       if (expect.at(0) != line.at(0) + ":" + line.at(1)) continue;
-      const Tensor& tensor = loaded.call->output(expect.at(1));
+      const Tensor& tensor = call.output(expect.at(1));
       Json row = Compare(tensor, tensor.Read(), ReadFile(expect.at(2), tensor.bytes));
       row.Text("graph", line.at(0)).Text("signature", line.at(1));
-      rows.push_back(row.Flag("fully_accelerated", loaded.model->fully_accelerated()));
+      rows.push_back(row.Flag("fully_accelerated", model.fully_accelerated()));
     }
   }
   Json json;

@@ -65,7 +65,7 @@ class Call {
  public:
   Call(const Model& model, const std::string& signature);
 
-  // Lets a tensor live where `other` does: what one graph writes the next one reads, without a copy.
+  // Lets a tensor live where `other` does: what one graph writes, the next one reads uncopied.
   void BindInput(const std::string& name, const Tensor& other);
   void BindOutput(const std::string& name, const Tensor& other);
   // Further memory that can be bound as this output.

@@ -79,6 +79,9 @@ class Patchwork : public Sequence {
     for (const auto& line : plan.all("call")) {
       if (line.at(0) == "post") post_ = std::make_unique<Post>(calls_["post"], tail_);
     }
+    if (full_.output("strips").bytes != memory * chunk_) {
+      throw Error("plan: " + words.at(3) + " chunks of " + words.at(2) + " bytes are not the strips");
+    }
     // What lies outside the frame is one chunk behind the others, and zero.
     kept_.resize((memory + 1) * chunk_);
     memset(&kept_[memory * chunk_], Whole(words.at(4), "zero"), chunk_);

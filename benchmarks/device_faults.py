@@ -1,15 +1,17 @@
 r"""Plays every fault that a phone can have against the real program, and writes what it says.
 
-  python -m benchmarks.faults --bundle=bundles/tiny --output=benchmarks/results/device_faults
+  python -m benchmarks.device_faults --bundle=bundles/tiny \
+    --output=benchmarks/results/device_faults
 
-One graph of the bundle is measured on an emulated Pixel with the newest adb and with adb 29: once to
-have something finished, then again with each fault. The page holds the program's last line, its exit
-code, and how many repeats the results file holds afterwards.
+One graph of the bundle is measured on an emulated Pixel with the newest adb and with adb 29: once
+to have something finished, then again with each fault. The page holds the program's last line, its
+exit code, and how many repeats the results file holds afterwards.
 """
 
 import contextlib
 import dataclasses
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -24,13 +26,14 @@ from tabulate import tabulate
 from benchmarks import adb as adb_lib
 from benchmarks import measurements as schema
 from benchmarks import pages, payload, pixel, rig
+from benchmarks.runner.build import cache
 from memvid_tf import errors, files, provenance
 from memvid_tf.runtime.bundle import Bundle
 
 FLAGS = flags.FLAGS
 ROOT = Path(__file__).parents[1]
 LONGEST_S = 600.0  # of one run of the program; longer is a hang
-LONG_RUNS = 20000  # of the graph, so that a run lasts
+LONG = ["--runs=3000", "--job_s=300"]  # a run that lasts
 
 
 @dataclasses.dataclass
@@ -137,7 +140,7 @@ def cut_in_push(bench: Bench):
 def cut_in_run(bench: Bench):
     """The cable is cut a second after the runner began."""
     bench.cable.trigger, bench.cable.delay_s = b"timeout -k", 1.0
-    yield [*_flags(bench), f"--runs={LONG_RUNS}"], {}
+    yield [*_flags(bench), *LONG], {}
 
 
 @_fault
@@ -154,8 +157,7 @@ def stays_away(bench: Bench):
         rig.connected(bench.adb, address)
         cable.trigger, cable.delay_s = b"timeout -k", 1.0
         cable.stays_cut = True
-        yield [f"--adb={bench.adb}", f"--serial={address}", "--reconnect_s=2",
-               f"--runs={LONG_RUNS}"], {}  # fmt: skip
+        yield [f"--adb={bench.adb}", f"--serial={address}", "--reconnect_s=2", *LONG], {}
     rig.disconnect(bench.adb)
 
 
@@ -194,7 +196,7 @@ def corrupt_push(bench: Bench):
 @_fault
 def hung_runner(bench: Bench):
     """The runner does not end in time."""
-    yield [*_flags(bench), "--runs=100000000", "--job_s=5"], {}
+    yield [*_flags(bench), "--runs=5000000", "--job_s=5"], {}
 
 
 @_fault
@@ -300,12 +302,11 @@ def measured(fault: Fault, bench: Bench) -> dict:
 
 
 def _neutral(text: str, bench: Bench) -> str:
-    """Without ports and folders, which differ from run to run."""
-    for name, word in (
-        (bench.serial, "DEVICE"), (bench.address, "OTHER"), (str(bench.folder), "…"), (bench.adb, "adb"),
-    ):  # fmt: skip
+    """Without ports and folders, which differ from run to run and from machine to machine."""
+    words = {bench.serial: "DEVICE", bench.adb: "adb", str(bench.folder): "…", str(cache()): "…"}
+    for name, word in words.items():
         text = text.replace(name, word)
-    return text
+    return re.sub(r"127\.0\.0\.1:\d+", "OTHER", text)
 
 
 def page(result: dict) -> str:
@@ -342,15 +343,16 @@ def main(argv):
     payload.arm64()  # before anything is timed
     unknown = set(FLAGS.only) - {fault.name for fault in FAULTS}
     if unknown:
-        raise errors.UserError(f"--only={sorted(unknown)}: wanted some of {[f.name for f in FAULTS]}")
-    found = {}
+        names = ", ".join(fault.name for fault in FAULTS)
+        raise errors.UserError(f"--only={','.join(sorted(unknown))}: wanted some of {names}")
+    result = {"date": provenance.now(), "code_version": provenance.code_version(), "adb": {}}
     with tempfile.TemporaryDirectory(prefix="memvid_faults_") as name:
         for program in (adb_lib.find_adb(), rig.adb_29(Path(name))):
             version = rig.version(program)
             folder = Path(name) / version
             folder.mkdir()
             with prepared(program, folder, bundle.graph_path("f1")) as bench:
-                rows = found[version] = []
+                rows = result["adb"][version] = []
                 for fault in FAULTS:
                     if FLAGS.only and fault.name not in FLAGS.only:
                         continue
@@ -358,12 +360,7 @@ def main(argv):
                     row = rows[-1]
                     print(f"adb {version}, {fault.name}: {row['exit_code']}, {row['kept']} of "
                           f"{row['asked']}: {row['message']}", flush=True)  # fmt: skip
-    result = {
-        "date": provenance.now(),
-        "code_version": provenance.code_version(),
-        "adb": found,
-    }
-    pages.publish(FLAGS.output, result, page(result))
+            pages.publish(FLAGS.output, result, page(result))  # what is there outlives what comes
 
 
 if __name__ == "__main__":
