@@ -99,10 +99,12 @@ QAT = {
 
 
 def add_backbone() -> None:
-    """Adds "least" to the backbones: two blocks, of which one is residual."""
-    from memvid_tf.models import mobilenet_v2
+    """Adds to the backbones "least", two blocks of which the last is residual, and "least_plain",
+    whose last block, as in the zoo, is not: what a segmenter reads is then in the range of ReLU6."""
+    from memvid_tf.models.mobilenet_v2 import BACKBONES, Stage
 
-    mobilenet_v2.BACKBONES["least"] = (mobilenet_v2.Stage(2, 24, 2, 2),)
+    BACKBONES["least"] = (Stage(2, 24, 2, 2),)
+    BACKBONES["least_plain"] = (Stage(2, 16, 1, 2), Stage(2, 24, 1, 1))
 
 
 def program(module: str, *arguments: str, **named) -> int:

@@ -25,7 +25,7 @@ MODEL = {
         "extra_depths": [16],
         "anchors": {"min_scale": 0.35, "max_scale": 0.6},
     },
-    "segmenter": {**COMMON, "head_depth": 16},
+    "segmenter": {**COMMON, "backbone": "least_plain", "head_depth": 16},
 }
 LOSSES = {"detector": tiny_run.FLOAT["task"]["losses"], "segmenter": {"positive_weight": 2.0}}
 WINDOWS = {
