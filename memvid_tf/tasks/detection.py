@@ -18,9 +18,10 @@ from memvid_tf.data import clips, records
 from memvid_tf.detection import loss as detection_loss
 from memvid_tf.detection.matching import match
 from memvid_tf.errors import UserError
+from memvid_tf.layers import replicas
 from memvid_tf.models import interleaved
 from memvid_tf.runtime import schedules
-from memvid_tf.tasks import checkpoints
+from memvid_tf.tasks import backbone_weights, checkpoints
 from memvid_tf.tasks.validation import ClipScores, per_replica
 
 EXPERIMENT = "interleaved"
@@ -37,6 +38,8 @@ class InterleavedTaskConfig(config_definitions.TaskConfig):
       f0_probability: of running f0 on a frame of a training clip; at least one frame of a clip
         goes to each extractor.
       freeze_norm_step: step from which batch normalisation is frozen; -1 never.
+      backbone_weights_f0, backbone_weights_f1: files of MobileNetV2 weights, as those of
+        tf_keras.applications, from which a new run starts where nothing else is said.
     """
 
     model: interleaved.InterleavedConfig = dataclasses.field(
@@ -54,6 +57,8 @@ class InterleavedTaskConfig(config_definitions.TaskConfig):
     seed: int = 0
     f0_probability: float = 0.5
     freeze_norm_step: int = -1
+    backbone_weights_f0: str = ""
+    backbone_weights_f1: str = ""
 
 
 def sample_schedule(steps: int, probability: float, seed):
@@ -110,8 +115,21 @@ def check_numbers(task: InterleavedTaskConfig) -> None:
             raise UserError(f"task.{name} {value!r} is not allowed: {allowed}")
 
 
+def start_backbones(task: InterleavedTaskConfig, model: interleaved.InterleavedDetector) -> None:
+    """Gives the extractors the weights of the files that are named, or raises UserError."""
+    for extractor, path in (("f0", task.backbone_weights_f0), ("f1", task.backbone_weights_f1)):
+        if path:
+            backbone_weights.load(model.extractors[extractor], path)
+
+
 def clip_inputs(params: clips.ClipConfig, input_context, start_step: int) -> tf.data.Dataset:
-    """`clips.clip_dataset` from a step on, or UserError saying what does not fit."""
+    """`clips.clip_dataset` from a step on, or UserError saying what does not fit.
+
+    In validation every worker reads all clips.
+    """
+    if input_context and not params.is_training:
+        local = input_context.num_replicas_in_sync // input_context.num_input_pipelines
+        input_context = tf.distribute.InputContext(1, 0, local)
     try:
         return clips.clip_dataset(params, input_context, start_step if params.is_training else 0)
     except ValueError as error:
@@ -140,9 +158,11 @@ class InterleavedTask(base_task.Task):
 
     Attributes:
       start_step: global step from which training goes on; the input stream starts there.
+      replicates: whether several replicas may train it together.
     """
 
     start_step = 0
+    replicates = True
 
     @classmethod
     def completed(cls, config: InterleavedTaskConfig) -> InterleavedTaskConfig:
@@ -162,13 +182,14 @@ class InterleavedTask(base_task.Task):
             raise UserError(f"configuration: {error}") from error
 
     def initialize(self, model):
-        """Restores `init_checkpoint`, the end of an earlier phase, into a new run."""
-        path = self.task_config.init_checkpoint
-        if not path:
-            return
-        if tf.io.gfile.isdir(path):
-            path = checkpoints.find(path)
-        checkpoints.restore(model, path, allow_new_ranges=True)
+        """Gives a new run its weights: those of an earlier phase, and those of backbones."""
+        config = self.task_config
+        if config.init_checkpoint:
+            path = config.init_checkpoint
+            if tf.io.gfile.isdir(path):
+                path = checkpoints.find(path)
+            checkpoints.restore(model, path, allow_new_ranges=True)
+        start_backbones(config, model)
 
     def build_inputs(self, params, input_context=None):
         return clip_inputs(params, input_context, self.start_step)
@@ -209,13 +230,16 @@ class InterleavedTask(base_task.Task):
         with tf.GradientTape() as tape:
             outputs = model(inputs["frames"], f0_steps, f1_steps, training=True)
             losses = self.build_losses(inputs, outputs)
-            loss = losses.total(config.losses.box_weight)
-            scaled_loss = loss / tf.distribute.get_strategy().num_replicas_in_sync
-        gradients = tape.gradient(scaled_loss, model.trainable_variables)
+            # For each positive anchor of all replicas: gradients add up to those of one device.
+            count = tf.distribute.get_strategy().num_replicas_in_sync
+            positives = replicas.mean(tf.reduce_sum(losses.positives))
+            positives = tf.maximum(positives, 1.0 / count)
+            loss = losses.total(config.losses.box_weight, positives)
+            scaled_loss = loss / count
+        gradients = replicas.sums(tape.gradient(scaled_loss, model.trainable_variables))
         norm = tf.linalg.global_norm(gradients)
         with tf.control_dependencies([self._require_finite(loss, norm, inputs, step)]):
-            optimizer.apply_gradients(zip(gradients, model.trainable_variables))
-        positives = tf.maximum(tf.reduce_sum(losses.positives), 1.0)
+            replicas.apply(optimizer, gradients, model.trainable_variables)
         values = (
             tf.reduce_sum(losses.classification) / positives,
             tf.reduce_sum(losses.box) / positives,
