@@ -72,6 +72,8 @@ def is_chief(strategy: tf.distribute.Strategy) -> bool:
 
 @tf.function
 def _mean(value):
+    # What comes from outside has no device yet.
+    value = tf.identity(value)
     return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.MEAN, value)
 
 
