@@ -19,6 +19,7 @@ setup(
         "tf-models-official",
         "ai-edge-litert",
         "flatbuffers",
+        "h5py",
         "numpy",
         "protobuf",
         "pycocotools",

@@ -11,8 +11,15 @@ class UserError(Exception):
     next step; programs print it as one line."""
 
 
+class Terminated(Exception):
+    """The program was asked to end, and has kept what it had done. The message says what to do."""
+
+
 def run(main: Callable[[list[str]], int | None]) -> None:
-    """Runs an absl program whose `UserError`s become `error: <message>` and exit code 2."""
+    """Runs an absl program whose `UserError`s become `error: <message>` and exit code 2.
+
+    As in a shell, 130 says that it was interrupted and 143 that it was terminated.
+    """
 
     def guarded(argv: list[str]) -> int | None:
         try:
@@ -24,5 +31,8 @@ def run(main: Callable[[list[str]], int | None]) -> None:
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)
             return 130
+        except Terminated as end:
+            print(end, file=sys.stderr)
+            return 143
 
     app.run(guarded)

@@ -22,8 +22,9 @@ FLAGS = flags.FLAGS
 flags.DEFINE_string(
     "experiment",
     "interleaved",
-    "Registered experiment whose defaults are used: interleaved, interleaved_policy; detector, "
-    "detector_attention, detector_patchwork, the stages of Patchwork, and the same of segmenter.",
+    "Registered experiment whose defaults are used: interleaved, interleaved_classification, "
+    "interleaved_policy; detector, detector_attention, detector_patchwork, the stages of Patchwork, "
+    "and the same of segmenter.",
 )
 flags.DEFINE_multi_string(
     "config_file",
@@ -48,21 +49,39 @@ flags.DEFINE_enum(
 )
 
 
-def check_same_model(params, model_dir: str) -> None:
-    """Refuses to go on in the folder of another network."""
+# What a training may not change on its way: it would end as no training of one configuration does.
+FIXED = (
+    "task.model",
+    "task.policy",
+    "task.windows",
+    "task.attention",
+    "task.seed",
+    "task.train_data.seed",
+    "trainer.optimizer_config.optimizer",
+)
+
+
+def _fixed(params: dict) -> dict:
+    """The entries of a configuration that are FIXED, by their names."""
+    found = {}
+    for name in FIXED:
+        value = params
+        for key in name.split("."):
+            value = value.get(key) if isinstance(value, dict) else None
+        if value is not None:
+            found[name] = value
+    return found
+
+
+def check_same_training(params, model_dir: str) -> None:
+    """Refuses to go on in the folder of another training."""
     from memvid_tf.tasks import checkpoints, configuration
 
     path = os.path.join(model_dir, configuration.PARAMS_FILE)
     if checkpoints.latest(model_dir) is None or not os.path.exists(path):
         return
-    saved = configuration.read_yaml(path).get("task", {})
-    sections = ("model", "policy", "windows", "attention")
-    networks = [name for name in sections if hasattr(params.task, name)]
-    found = configuration.difference(
-        {name: saved.get(name, {}) for name in networks},
-        {name: getattr(params.task, name).as_dict() for name in networks},
-        "task.",
-    )
+    saved, wanted = _fixed(configuration.read_yaml(path)), _fixed(params.as_dict())
+    found = configuration.difference(saved, wanted)
     if found:
         raise errors.UserError(
             f"--model_dir={model_dir} holds checkpoints of another configuration: {found}; "
@@ -81,7 +100,7 @@ def main(argv):
 
     params = configuration.load(FLAGS.experiment, FLAGS.config_file, FLAGS.params_override)
     params = training.completed(params)
-    check_same_model(params, FLAGS.model_dir)
+    check_same_training(params, FLAGS.model_dir)
     training.run(params, FLAGS.model_dir, FLAGS.mode)
 
 

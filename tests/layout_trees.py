@@ -90,6 +90,19 @@ def vid(root: pathlib.Path, train=(12, 3), val=(5,)) -> dict:
     return truth
 
 
+def cls(root: pathlib.Path):
+    """ImageNet's classification set: two classes; pictures of training have no annotation."""
+    for wnid, count in ((TRAIN, 2), (DOG, 3)):
+        for i in range(count):
+            write_picture(root / f"Data/CLS-LOC/train/{wnid}/{wnid}_{i}.JPEG", size=(30 + i, 40))
+    shown = [[(TRAIN, (2, 3, 20, 30)), (TRAIN, (5, 5, 9, 9))], [(DOG, (0, 0, 5, 5))]]
+    for i, objects in enumerate(shown):
+        name = f"CLS-LOC/val/ILSVRC2012_val_{i + 1:08d}"
+        write_picture(root / f"Data/{name}.JPEG")
+        objects = [(*o, None, "") for o in objects]
+        write_text(root / f"Annotations/{name}.xml", annotation_xml(objects))
+
+
 def det(root: pathlib.Path) -> None:
     """ImageNet DET: a dog with an accordion, an accordion alone, a picture without annotation."""
     for split, folder in (("train", "train/ILSVRC2013_train/n02084071"), ("val", "val")):

@@ -311,6 +311,17 @@ def test_two_pipelines_together_give_what_one_gives(folder):
     assert sorted(sum(found, [])) == list(range(TEST_CLIPS))
 
 
+def test_the_last_step_of_several_replicas_is_filled_with_clips_without_frames(folder):
+    context = tf.distribute.InputContext(1, 0, 2)
+    found = batches(evaluating(folder, global_batch_size=4), -1, input_context=context)
+    # Five clips, two for each of two replicas a step: two steps of two batches.
+    assert [len(batch["frames"]) for batch in found] == [2, 2, 2, 2]
+    joined = {k: np.concatenate([batch[k] for batch in found]) for k in found[0]}
+    assert joined["clip_index"].tolist() == [0, 1, 2, 3, 4, 4, 4, 4]
+    lengths = [length("test", i) for i in range(TEST_CLIPS)]
+    assert joined["num_frames"].tolist() == lengths + [0, 0, 0]
+
+
 def test_stored_frames_of_another_size_are_resized(folder):
     whole = batches(evaluating(folder, global_batch_size=1), 1)[0]
     small = batches(evaluating(folder, global_batch_size=1, image_size=(16, 24)), 1)[0]

@@ -16,10 +16,12 @@ import memvid_tf  # noqa: F401  (before TensorFlow)
 from memvid_tf.data import conversion, synthetic
 from memvid_tf.models.interleaved import InterleavedConfig
 from memvid_tf.tasks import configuration, training  # noqa: F401  (registers the experiments)
+from memvid_tf.tasks.classification import ClassificationTaskConfig
 
 REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
 FILES = sorted(path.relative_to(REPOSITORY) for path in (REPOSITORY / "configs").glob("*.yaml"))
 COMMAND = re.compile(r"python -m ((?:.*\\\n)*.*)")
+CHAIN = ("_classification", "", "_qat", "_policy")
 every_config = pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 
 
@@ -177,6 +179,9 @@ def test_network_and_data_agree(path):
         else:
             assert command.words == ("convert",)
             size = [int(side) for side in command.one("image_size").split(",")]
+            if isinstance(task, ClassificationTaskConfig):  # whose classes are the data's
+                assert list(model.image_size) == size
+                continue
             labels = conversion.open_layout(command.one("dataset"), ".").labels
             assert task.train_data.unroll_frames <= conversion.ConversionConfig().min_clip_frames
             assert not task.labels or tuple(task.labels) == labels
@@ -195,6 +200,26 @@ def test_network_and_data_agree(path):
         ]
         layout = conversion.open_layout(command.one("dataset"), ".")
         assert layout.stills and layout.labels == tuple(labels)
+
+
+def test_the_recipe_is_a_chain():
+    """Each phase at paper scale starts from the one before, and names the one after."""
+    steps = [pathlib.Path(f"configs/interleaved{name}.yaml") for name in CHAIN]
+    for before, after in zip(steps, steps[1:]):
+        task, start = load(after).task, training_command(before).one("model_dir")
+        assert start in (task.init_checkpoint, getattr(task, "base_model_dir", ""))
+        assert str(after) in header(before)["Next"]
+    for path in steps:
+        assert {"Hardware", "Hours", "Expected"} <= set(header(path))
+
+
+def test_pretraining_is_of_the_network_that_is_trained_next():
+    for name in ("interleaved", "interleaved_tiny"):
+        first, second = (
+            load(pathlib.Path(f"configs/{name}{phase}.yaml")).task.model.as_dict()
+            for phase in ("_classification", "")
+        )
+        assert configuration.difference(first, second) is None
 
 
 @pytest.mark.parametrize(
@@ -222,6 +247,8 @@ def test_the_network_is_built(path):
     base = getattr(task, "base_model_dir", "")
     if base:
         task = task.replace(model=trained_in(base).task.model)
+    if isinstance(task, ClassificationTaskConfig):
+        task = task.replace(labels=tuple("abcde"))
     model = task_factory.get_task(task).build_model()
     if hasattr(task.model, "depth_multiplier"):
         check_frames(getattr(model, "network", model), task.model)

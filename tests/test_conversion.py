@@ -76,6 +76,24 @@ def test_det_gives_pictures_with_a_class_of_vid(tmp_path):
     assert clip.left_out == 0  # An accordion is no object of VID.
 
 
+def test_a_picture_of_the_classification_set_is_one_object(tmp_path):
+    layout_trees.cls(tmp_path)
+    layout = conversion.open_layout("imagenet_cls", tmp_path)
+    assert layout.labels == (layout_trees.DOG, layout_trees.TRAIN)
+    found = convert("imagenet_cls", tmp_path)
+    assert [clip.classes[0].tolist() for clip in found["train"]] == [[1]] * 3 + [[2]] * 2
+    assert [clip.classes[0].tolist() for clip in found["val"]] == [[2], [1]]
+    for clip in found["train"] + found["val"]:
+        assert clip.boxes[0].tolist() == [[0, 0, 1, 1]] and clip.left_out == 0
+    assert [clip.source_height for clip in found["train"]] == [30, 31, 32, 30, 31]
+    assert list(layout.findings("val")) == []
+    (tmp_path / "Annotations/CLS-LOC/val/ILSVRC2012_val_00000002.xml").unlink()
+    (finding,) = layout.findings("val")
+    assert finding.kind == "picture without an annotation" and "00000002.xml" in finding.where
+    with pytest.raises(DatasetError, match="Data/CLS-LOC/train is missing"):
+        conversion.open_layout("imagenet_cls", tmp_path / "Data").videos("train")
+
+
 @pytest.mark.parametrize("name, boats", [("coco2017", False), ("coco2017_boats", True)])
 def test_coco(tmp_path, name, boats):
     layout_trees.coco(tmp_path)

@@ -300,7 +300,7 @@ def test_the_quantized_phase_killed_and_started_again_equals_uninterrupted(tmp_p
     arguments = tiny_run.qat_arguments(tmp_path / "run")
     last = tiny_run.FREEZE_STEP - 1
     killed = subprocess.run(
-        [sys.executable, tiny_run.__file__, f"--kill_at={last}", "memvid_tf.train", *arguments],
+        [sys.executable, tiny_run.__file__, f"--fault=kill:{last}", "memvid_tf.train", *arguments],
         capture_output=True,
     )
     assert killed.returncode == -signal.SIGKILL, killed.stderr
@@ -465,6 +465,36 @@ def test_a_folder_of_another_network_is_refused(tmp_path, capfd):
     capfd.readouterr()
     assert tiny_run.program("memvid_tf.train", **flags) == 2
     assert "is damaged" in capfd.readouterr().err
+
+
+ANOTHER = [
+    ("task.seed is 3 there and 4 here", dict(task__seed=4)),
+    ("task.train_data.seed is 0 there and 5 here", dict(task__train_data__seed=5)),
+    (
+        "optimizer.type is 'adam' there and 'sgd' here",
+        dict(trainer__optimizer_config__optimizer__type="sgd"),
+    ),
+    (
+        "adam.beta_1 is 0.9 there and 0.8 here",
+        dict(trainer__optimizer_config__optimizer__adam__beta_1=0.8),
+    ),
+]
+
+
+@pytest.mark.slow
+def test_a_training_with_other_seeds_or_another_optimizer_is_not_gone_on_with(tmp_path, capfd):
+    shutil.copytree(tiny_run.float_run(), tmp_path / "run")
+    for message, values in ANOTHER:
+        flags = tiny_run.float_flags(tmp_path / "run", trainer__train_steps=40, **values)
+        with mock.patch.object(training, "run") as run:
+            refused(capfd, "another configuration", message, **flags)
+        assert not run.called
+    # More steps and another rate are no contradiction.
+    with mock.patch.object(training, "run") as run:
+        rate = "trainer__optimizer_config__learning_rate__cosine__initial_learning_rate"
+        flags = tiny_run.float_flags(tmp_path / "run", trainer__train_steps=40, **{rate: 0.01})
+        assert tiny_run.program("memvid_tf.train", **flags) == 0
+    assert run.called
 
 
 @pytest.mark.slow

@@ -5,9 +5,9 @@ Python and TensorFlow takes far longer than what is tested. The backbone is a sm
 of the zoo, as tracing a network costs by the layer. Frames are wider than high, so that mixing the
 two up is noticed.
 
-As a program it runs one of ours with that backbone, and kills itself at a step if it is asked to:
+As a program it runs one of ours with that backbone, and with a fault of `benchmarks.injection`:
 
-  python tests/tiny_run.py [--kill_at=5] memvid_tf.train --config_file=… --model_dir=…
+  python tests/tiny_run.py [--fault=kill:5] memvid_tf.train --config_file=… --model_dir=…
 """
 
 import atexit
@@ -15,7 +15,6 @@ import functools
 import os
 import runpy
 import shutil
-import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -267,23 +266,11 @@ def scalars(folder, tag: str) -> dict[int, float]:
     return {step: value for step, name, value in events(folder) if name == tag}
 
 
-def _kill_at(step: int) -> None:
-    """Makes training end with SIGKILL once it has reached a step."""
-    from memvid_tf.tasks import training
-
-    original = training.Progress.__call__
-
-    def call(self, output):
-        original(self, output)
-        if self.global_step.numpy() >= step:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    training.Progress.__call__ = call
-
-
 if __name__ == "__main__":
     sys.path.insert(0, str(ROOT))
     arguments = sys.argv[1:]
-    if arguments[0].startswith("--kill_at="):
-        _kill_at(int(arguments.pop(0).partition("=")[2]))
+    if arguments[0].startswith("--fault="):
+        from benchmarks import injection
+
+        injection.arm(arguments.pop(0).partition("=")[2])
     sys.exit(program(*arguments))

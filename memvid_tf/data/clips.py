@@ -111,7 +111,8 @@ def clip_dataset(
         classes: [B, T, N] int32, 1..C; 0 where padded.
         tracks: [B, T, N] int32; -1 where padded.
         masks: [B, T, H, W, 1] uint8, 1 in the foreground; where asked for.
-        num_frames: [B] int32, frames that the clip really has.
+        num_frames: [B] int32, frames that the clip really has; 0 for a clip that only fills a step
+          of several replicas.
         source_size: [B, 2] int32, (height, width) of the frames before they were stored.
         clip_index: [B] int32, position of the clip in the split; still images follow.
         clip_id: [B] string, where asked for.
@@ -136,8 +137,13 @@ def clip_dataset(
             config, split.clips, len(table.shard), start_step, pipelines, pipeline
         )
     else:
-        dataset = tf.data.Dataset.range(split.clips).shard(pipelines, pipeline)
-        dataset = dataset.map(lambda index: (index, index))
+        # Replicas cannot work on nothing: in their last step some repeat the last clip, without
+        # frames.
+        replicas = input_context.num_replicas_in_sync // pipelines if input_context else 1
+        step = batch * replicas if replicas > 1 else 1
+        filled = -(-split.clips // step) * step
+        dataset = tf.data.Dataset.range(filled).shard(pipelines, pipeline)
+        dataset = dataset.map(lambda index: (index, tf.minimum(index, split.clips - 1)))
     allowed = int(config.max_unreadable * len(table.shard)) if config.is_training else 0
     skipped = reading.Skipped(table, allowed, warn)
 
@@ -147,7 +153,7 @@ def clip_dataset(
 
     dataset = dataset.flat_map(read)
     dataset = dataset.map(
-        lambda place, serialized: (tf.strings.length(serialized) > 0, place[1], (*place, serialized))
+        lambda place, record: (tf.strings.length(record) > 0, place[1], (*place, record))
     )
     dataset = reading.keep_readable(dataset, skipped)
     make = _whole_clip
@@ -163,6 +169,8 @@ def clip_dataset(
             found["masks"] = augmentation.decided(found["masks"])
         found["clip_index"] = tf.cast(clip, tf.int32)
         found["source_size"] = record["source_size"]
+        if not config.is_training:
+            found["num_frames"] *= tf.cast(number < split.clips, tf.int32)
         return readable, clip, {**found, "clip_id": record["clip_id"]} if names else found
 
     dataset = dataset.map(example, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)

@@ -27,6 +27,7 @@ LAYOUTS = {
     "coco2017_boats": functools.partial(coco.Coco2017, boats=True),
     "davis2016": functools.partial(davis.Davis, year=2016),
     "davis2017": functools.partial(davis.Davis, year=2017),
+    "imagenet_cls": imagenet.ImageNetClassification,
     "imagenet_det": imagenet.ImageNetDet,
     "imagenet_vid": imagenet.ImageNetVid,
     "voc2012": voc.Voc2012,

@@ -1,10 +1,13 @@
-"""ImageNet VID 2015 and the part of DET that shows VID's thirty classes.
+"""ImageNet VID 2015, the part of DET that shows VID's thirty classes, and the classification set.
 
     Data/VID/train/ILSVRC2015_VID_train_0000/ILSVRC2015_train_00000000/000000.JPEG
     Data/VID/val/ILSVRC2015_val_00000000/000000.JPEG
     Annotations/VID/...  the same names, .xml
     ImageSets/VID/*.txt
     Data/DET, Annotations/DET: train and val, at any depth
+    Data/CLS-LOC/train/n01440764/n01440764_10026.JPEG
+    Data/CLS-LOC/val/ILSVRC2012_val_00000001.JPEG
+    Annotations/CLS-LOC/val/ILSVRC2012_val_00000001.xml
 
 Box coordinates are divided by the size of the picture as they are, as the field's evaluators do,
 which add the last pixel themselves.
@@ -14,11 +17,12 @@ compares the two.
 """
 
 import dataclasses
+import functools
 import os
 import pathlib
 from collections.abc import Iterator
 
-from memvid_tf.data import annotation_xml, classes
+from memvid_tf.data import annotation_xml, classes, pictures
 from memvid_tf.data.layouts import (
     Finding,
     Progress,
@@ -134,6 +138,68 @@ class ImageNetDet:
             path = self.source / "Data" / "DET" / f"{name}.JPEG"
             if not path.is_file():
                 yield Finding("annotation without its picture", str(path))
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageNetClassification:
+    """The pictures of the classification set; the one object of each is the whole picture.
+
+    Classes are the folders of the training pictures, in alphabetical order of their WNIDs.
+    """
+
+    source: pathlib.Path
+    name: str = "imagenet_cls"
+    splits: tuple[str, ...] = ("train", "val")
+    stills: bool = True
+    other_classes: bool = False
+
+    @functools.cached_property
+    def labels(self) -> tuple[str, ...]:
+        """WNIDs."""
+        folder = self._folder("train")
+        found = tuple(sorted(entry.name for entry in os.scandir(folder) if entry.is_dir()))
+        if not found:
+            raise DatasetError(f"{folder} holds no folder named by a WNID, such as n01440764")
+        return found
+
+    def _folder(self, split):
+        return needed_folder(self.source, f"Data/CLS-LOC/{split}", "ImageNet CLS-LOC", HINT)
+
+    def videos(self, split: str, progress: Progress = iter) -> list[Video]:
+        """See `layouts.Layout`."""
+        folder = self._folder(split)
+        pattern = "*/*.JPEG" if split == "train" else "*.JPEG"
+        found = [
+            Video(f"{split}/{path.relative_to(folder).with_suffix('').as_posix()}", 1)
+            for path in progress(sorted(folder.glob(pattern)))
+        ]
+        if not found:
+            raise DatasetError(f"{folder} holds no {pattern}")
+        return found
+
+    def truth(self, video: str, frame: int) -> Truth:
+        """See `layouts.Layout`."""
+        path = self.source / "Data" / "CLS-LOC" / f"{video}.JPEG"
+        if video.startswith("train/"):
+            wnid = video.split("/")[1]
+        else:
+            annotation = annotation_xml.read(
+                self.source / "Annotations" / "CLS-LOC" / f"{video}.xml"
+            )
+            # The objects of a picture of this set are all of its class.
+            wnid = annotation.objects[0].name if annotation.objects else ""
+        height, width = size = pictures.check(path, decode=False)
+        class_id = self.labels.index(wnid) + 1 if wnid in self.labels else 0
+        rows = [((0.0, 0.0, float(height), float(width)), class_id, 0, wnid)]
+        boxes, class_ids, tracks, names = columns(rows)
+        return Truth(path, boxes, class_ids, tracks, names, size)
+
+    def findings(self, split: str) -> Iterator[Finding]:
+        """See `layouts.Layout`."""
+        for name, _ in self.videos(split):
+            path = self.source / "Annotations" / "CLS-LOC" / f"{name}.xml"
+            if split != "train" and not path.is_file():
+                yield Finding("picture without an annotation", str(path))
 
 
 def _truth(source, part, name):

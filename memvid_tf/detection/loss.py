@@ -47,9 +47,10 @@ class FrameLoss(NamedTuple):
     box: tf.Tensor
     positives: tf.Tensor
 
-    def total(self, box_weight: float):
-        """Scalar: the batch's loss for each positive anchor."""
-        count = tf.maximum(tf.reduce_sum(self.positives), 1.0)
+    def total(self, box_weight: float, count=None):
+        """Scalar: the batch's loss for each of `count` positive anchors, by default its own."""
+        if count is None:
+            count = tf.maximum(tf.reduce_sum(self.positives), 1.0)
         return tf.reduce_sum(self.classification + box_weight * self.box) / count
 
     def per_frame(self, box_weight: float):

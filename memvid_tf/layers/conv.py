@@ -2,12 +2,14 @@
 
 In the float network a layer is convolution → BN → ReLU6. With a quantization scheme BN is folded
 into the kernel before the kernel is quantized, so that training sees exactly the kernel that is
-exported (Jacob et al. 2018, figure C8): batch statistics come from the unquantized convolution.
+exported (Jacob et al. 2018, figure C8): batch statistics come from the unquantized convolution, and
+from the batches of all replicas together.
 """
 
 import tensorflow as tf
 import tf_keras
 
+from memvid_tf.layers import replicas
 from memvid_tf.layers.fake_quant import Scheme, quantize
 
 
@@ -136,6 +138,8 @@ class Conv(tf_keras.layers.Layer):
         """The float network: BN after the convolution."""
         y = self._convolve(x, self.kernel, padding)
         epsilon = self.norm.epsilon
+        # Replicas cannot meet within a condition.
+        shared = replicas.moments(y) if training and replicas.several() else None
 
         def moving():
             return tf.nn.batch_normalization(
@@ -143,9 +147,13 @@ class Conv(tf_keras.layers.Layer):
             )
 
         def batch():
-            out, mean, variance = tf.compat.v1.nn.fused_batch_norm(
-                y, self.scale, self.bias, epsilon=epsilon, is_training=True
-            )
+            if shared:
+                mean, variance = shared
+                out = tf.nn.batch_normalization(y, mean, variance, self.bias, self.scale, epsilon)
+            else:
+                out, mean, variance = tf.compat.v1.nn.fused_batch_norm(
+                    y, self.scale, self.bias, epsilon=epsilon, is_training=True
+                )
             self._update_moving(mean, variance)
             return out
 
@@ -155,13 +163,19 @@ class Conv(tf_keras.layers.Layer):
         """The quantized network: BN inside the kernel and the bias."""
         kernel, bias = self.kernel, self.bias
         if self.norm is not None:
+            shared = None
+            if training and replicas.several():
+                shared = replicas.moments(self._convolve(x, self.kernel, padding))
 
             def moving():
                 return tf.convert_to_tensor(self.mean), tf.convert_to_tensor(self.variance)
 
             def batch():
-                y = self._convolve(x, self.kernel, padding)
-                mean, variance = tf.nn.moments(y, [0, 1, 2])
+                if shared:
+                    mean, variance = shared
+                else:
+                    y = self._convolve(x, self.kernel, padding)
+                    mean, variance = tf.nn.moments(y, [0, 1, 2])
                 self._update_moving(mean, variance)
                 return mean, variance
 

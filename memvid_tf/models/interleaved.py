@@ -214,7 +214,16 @@ class InterleavedDetector(tf_keras.Model):
         return self.head(memory_output, training=training)
 
     def call(self, frames, f0_steps=None, f1_steps=None, training=False):
-        """Runs a clip in which f0 sees some frames and f1 the others.
+        """Runs a clip in which f0 sees some frames and f1 the others; see `remember`.
+
+        Returns:
+          As `SSDLite.call`, with shapes [B, T, A, ·].
+        """
+        merged, in_time = self.remember(frames, f0_steps, f1_steps, training)
+        return {name: in_time(p) for name, p in self.detect(merged, training).items()}
+
+    def remember(self, frames, f0_steps=None, f1_steps=None, training=False):
+        """Runs extractors and memory over a clip.
 
         Each extractor runs on its own frames alone, all of them in one batch. Since f1 leaves the
         state as it is, only f0's steps follow one another; f1's are independent given the states.
@@ -227,7 +236,8 @@ class InterleavedDetector(tf_keras.Model):
           training: whether observers and batch statistics are updated.
 
         Returns:
-          As `SSDLite.call`, with shapes [B, T, A, ·].
+          The memory's outputs, [T·B, H, W, 2·S] in the order in which they were computed, and a
+          function that brings [T·B, ...] made of them into [B, T, ...], in the clip's order.
         """
         if f0_steps is None:
             f0_steps, f1_steps = tf.constant([0]), tf.range(1, frames.shape[1])
@@ -253,14 +263,13 @@ class InterleavedDetector(tf_keras.Model):
             outputs.append(self.step(features, read, "f1", training)[0])
 
         merged = tf.concat(outputs, 0)
-        predictions = self.detect(merged, training)
         order = tf.argsort(tf.concat([f0_steps, f1_steps], 0))
 
         def in_time(p):
             p = tf.gather(tf.reshape(p, [-1, batch, *p.shape[1:]]), order)
-            return tf.transpose(p, [1, 0, 2, 3])
+            return tf.transpose(p, [1, 0, *range(2, len(p.shape))])
 
-        return {name: in_time(p) for name, p in predictions.items()}
+        return merged, in_time
 
     def _roll(self, features, training):
         """Runs the memory over f0's frames.

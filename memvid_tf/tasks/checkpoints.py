@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 from collections import deque
 
 import tensorflow as tf
@@ -12,6 +13,10 @@ from memvid_tf.layers.fake_quant import Quantize
 VALUE = "/.ATTRIBUTES/VARIABLE_VALUE"
 # What TensorFlow's readers raise: IndexError for a file that ends too early.
 DAMAGED = (tf.errors.OpError, ValueError, IndexError)
+
+# A checkpoint is written in pieces, in a folder of its own, which are then joined.
+_PIECES = re.compile(r"(best_)?ckpt-\d+_temp")
+_PIECE = re.compile(r"(best_)?ckpt-\d+\.\S+\.tempstate\d+|checkpoint\.tmp\w+")
 
 
 def _held(model_dir: str) -> list[str]:
@@ -42,6 +47,17 @@ def latest(model_dir: str) -> str | None:
             f"{_held(model_dir)}"
         )
     return found
+
+
+def sweep(model_dir: str) -> None:
+    """Removes what a process left that was killed while it wrote a checkpoint."""
+    for folder in (model_dir, os.path.join(model_dir, "best")):
+        for name in os.listdir(folder) if os.path.isdir(folder) else ():
+            path = os.path.join(folder, name)
+            if _PIECES.fullmatch(name):
+                shutil.rmtree(path)
+            elif _PIECE.fullmatch(name):
+                os.remove(path)
 
 
 def find(model_dir: str, checkpoint: str = "") -> str:
@@ -119,7 +135,11 @@ def restore(model, path: str, *, allow_new_ranges: bool = False) -> None:
     for module in model.submodules:
         if isinstance(module, Quantize) and module.built:
             ranges |= {id(variable) for variable in module.ranges.values()}
-    for key, variable in variable_keys(model).items():
+    # A classifier or an adaptive detector holds the network as its detector.
+    inside = any(key.startswith("model/detector/") for key in shapes)
+    own = "detector" in tf.train.TrackableView.children(model)
+    held = tf.train.Checkpoint(detector=model) if inside and not own else model
+    for key, variable in variable_keys(held).items():
         if key not in shapes:
             if allow_new_ranges and id(variable) in ranges:
                 continue
@@ -134,7 +154,7 @@ def restore(model, path: str, *, allow_new_ranges: bool = False) -> None:
     try:
         for key in shapes:
             reader.get_tensor(key)  # compares checksums; `read` would warn of all that is left
-        tf.train.Checkpoint(model=model).read(path).expect_partial()
+        tf.train.Checkpoint(model=held).read(path).expect_partial()
     except DAMAGED as error:
         raise UserError(f"checkpoint {path!r} is damaged: {_first_line(error)}") from error
 

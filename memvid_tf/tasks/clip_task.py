@@ -15,6 +15,7 @@ from official.core import base_task, config_definitions
 from memvid_tf import files
 from memvid_tf.data import clips, records
 from memvid_tf.errors import UserError
+from memvid_tf.layers import replicas
 from memvid_tf.tasks import checkpoints, objectives
 from memvid_tf.tasks.validation import per_replica
 
@@ -60,7 +61,13 @@ def require(checks) -> None:
 
 
 def clip_inputs(params: clips.ClipConfig, input_context, start_step: int) -> tf.data.Dataset:
-    """`clips.clip_dataset` from a step on, or UserError saying what does not fit."""
+    """`clips.clip_dataset` from a step on, or UserError saying what does not fit.
+
+    In validation every worker reads all clips.
+    """
+    if input_context and not params.is_training:
+        local = input_context.num_replicas_in_sync // input_context.num_input_pipelines
+        input_context = tf.distribute.InputContext(1, 0, local)
     try:
         return clips.clip_dataset(params, input_context, start_step if params.is_training else 0)
     except ValueError as error:
@@ -88,10 +95,12 @@ class ClipTask(base_task.Task):
 
     Attributes:
       start_step: global step from which training goes on; the input stream starts there.
+      replicates: whether several replicas may train it together.
       objective: loss and scores; known once a step has been taken.
     """
 
     start_step = 0
+    replicates = False
 
     @classmethod
     def completed(cls, config: ClipTaskConfig) -> ClipTaskConfig:
@@ -148,7 +157,8 @@ class ClipTask(base_task.Task):
           step: scalar int32, the number of steps before this one.
 
         Returns:
-          The loss, a scalar, and values by the names of `metric_names`.
+          The loss, a scalar whose mean over the replicas is that of the whole batch, and values by
+          the names of `metric_names`.
         """
         raise NotImplementedError
 
@@ -167,10 +177,10 @@ class ClipTask(base_task.Task):
         with tf.GradientTape() as tape:
             loss, values = self.forward(inputs, model, step)
             scaled_loss = loss / tf.distribute.get_strategy().num_replicas_in_sync
-        gradients = tape.gradient(scaled_loss, model.trainable_variables)
+        gradients = replicas.sums(tape.gradient(scaled_loss, model.trainable_variables))
         norm = tf.linalg.global_norm(gradients)
         with tf.control_dependencies([self._require_finite(loss, norm, inputs, step)]):
-            optimizer.apply_gradients(zip(gradients, model.trainable_variables))
+            replicas.apply(optimizer, gradients, model.trainable_variables)
         values = {**values, "gradient_norm": norm}
         for metric in metrics or ():
             metric.update_state(values[metric.name])

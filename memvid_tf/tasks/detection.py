@@ -14,6 +14,7 @@ from memvid_tf.detection import loss as detection_loss
 from memvid_tf.errors import UserError
 from memvid_tf.models import interleaved
 from memvid_tf.runtime import schedules
+from memvid_tf.tasks import backbone_weights
 from memvid_tf.tasks.clip_task import ClipTask, ClipTaskConfig, require
 
 EXPERIMENT = "interleaved"
@@ -28,6 +29,8 @@ class InterleavedTaskConfig(ClipTaskConfig):
       validation_tau: interleave ratio at which validation during training runs whole clips.
       f0_probability: of running f0 on a frame of a training clip; at least one frame of a clip
         goes to each extractor.
+      backbone_weights_f0, backbone_weights_f1: files of MobileNetV2 weights, as those of
+        tf_keras.applications, from which a new run starts where nothing else is said.
     """
 
     model: interleaved.InterleavedConfig = dataclasses.field(
@@ -36,6 +39,8 @@ class InterleavedTaskConfig(ClipTaskConfig):
     losses: detection_loss.LossConfig = dataclasses.field(default_factory=detection_loss.LossConfig)
     validation_tau: int = 9
     f0_probability: float = 0.5
+    backbone_weights_f0: str = ""
+    backbone_weights_f1: str = ""
 
 
 def sample_schedule(steps: int, probability: float, seed):
@@ -57,9 +62,18 @@ def sample_schedule(steps: int, probability: float, seed):
     return tf.sort(order[:count]), tf.sort(order[count:])
 
 
+def start_backbones(task: InterleavedTaskConfig, model: interleaved.InterleavedDetector) -> None:
+    """Gives the extractors the weights of the files that are named, or raises UserError."""
+    for extractor, path in (("f0", task.backbone_weights_f0), ("f1", task.backbone_weights_f1)):
+        if path:
+            backbone_weights.load(model.extractors[extractor], path)
+
+
 @task_factory.register_task_cls(InterleavedTaskConfig)
 class InterleavedTask(ClipTask):
     """See the module."""
+
+    replicates = True
 
     @classmethod
     def check_numbers(cls, config: InterleavedTaskConfig) -> None:
@@ -88,6 +102,11 @@ class InterleavedTask(ClipTask):
             return interleaved.build(self.task_config.model)
         except ValueError as error:
             raise UserError(f"configuration: {error}") from error
+
+    def initialize(self, model):
+        """Gives a new run its weights: those of an earlier phase, and those of backbones."""
+        super().initialize(model)
+        start_backbones(self.task_config, model)
 
     def forward(self, inputs, model, step):
         config = self.task_config

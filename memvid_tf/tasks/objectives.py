@@ -11,6 +11,7 @@ from official.modeling import hyperparams
 
 from memvid_tf.detection import loss as detection_loss
 from memvid_tf.detection.matching import match
+from memvid_tf.layers import replicas
 from memvid_tf.models.deeplab import SegmenterConfig
 from memvid_tf.rl import rewards
 from memvid_tf.tasks.validation import ClipScores, MaskScores
@@ -90,8 +91,11 @@ class BoxObjective:
         losses = detection_loss.frame_loss(
             frames_of(outputs["box_encodings"]), frames_of(outputs["class_logits"]), targets, config
         )
-        positives = tf.maximum(tf.reduce_sum(losses.positives), 1.0)
-        return losses.total(config.box_weight), {
+        # For each positive anchor of all replicas: their mean is what one device would have.
+        count = tf.distribute.get_strategy().num_replicas_in_sync
+        positives = replicas.mean(tf.reduce_sum(losses.positives))
+        positives = tf.maximum(positives, 1.0 / count)
+        return losses.total(config.box_weight, positives), {
             "classification_loss": tf.reduce_sum(losses.classification) / positives,
             "box_loss": tf.reduce_sum(losses.box) / positives,
         }

@@ -1,12 +1,15 @@
 """One training run on the trainer of `official.core`."""
 
 import contextlib
+import errno
+import functools
 import os
 import re
+import signal
 
+import orbit
 import tensorflow as tf
 import tf_keras
-from official.common import distribute_utils
 from official.core import (
     base_trainer,
     config_definitions,
@@ -17,9 +20,10 @@ from official.core import (
 from tqdm import tqdm
 
 from memvid_tf.data import reading
-from memvid_tf.errors import UserError
+from memvid_tf.errors import Terminated, UserError
 from memvid_tf.tasks import attention as _registers_attention  # noqa: F401
-from memvid_tf.tasks import checkpoints, configuration
+from memvid_tf.tasks import checkpoints, configuration, devices
+from memvid_tf.tasks import classification as _registers_classification  # noqa: F401
 from memvid_tf.tasks import detection as _registers_interleaved  # noqa: F401
 from memvid_tf.tasks import patchwork as _registers_patchwork  # noqa: F401
 from memvid_tf.tasks import policy as _registers_interleaved_policy  # noqa: F401
@@ -35,15 +39,16 @@ class Progress:
       start: step from which training goes on.
       steps: step at which it ends.
       validation_interval: steps between validations, for which the bar stands still; 0 for none.
+      hidden: whether another worker shows the bar.
 
     Attributes:
       global_step: the trainer's step variable; set when the trainer exists.
     """
 
-    def __init__(self, start: int, steps: int, validation_interval: int = 0):
+    def __init__(self, start: int, steps: int, validation_interval: int = 0, hidden: bool = False):
         self.global_step = None
         self._validation_interval = validation_interval
-        self._bar = tqdm(total=steps, initial=start, desc="training", unit="step")
+        self._bar = tqdm(total=steps, initial=start, desc="training", unit="step", disable=hidden)
 
     def __call__(self, output):
         step = int(self.global_step.numpy())
@@ -58,8 +63,95 @@ class Progress:
         self._bar.close()
 
 
+class Termination:
+    """Whether SIGTERM has come. A second one ends the process at once."""
+
+    def __init__(self):
+        self.asked = False
+
+    @contextlib.contextmanager
+    def watched(self):
+        """Takes note of SIGTERM within the block."""
+
+        def note(number, frame):
+            self.asked = True
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+        before = signal.signal(signal.SIGTERM, note)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGTERM, before)
+
+
+class Controller(orbit.Controller):
+    """The library's controller, which after SIGTERM saves a checkpoint and ends the program.
+
+    It looks after every loop and every validation. All workers stop at the same step if one of
+    them is told to, since saving takes all of them.
+    """
+
+    def __init__(self, termination: Termination, **kwargs):
+        super().__init__(**kwargs)
+        self._termination = termination
+
+    def _train_n_steps(self, num_steps):
+        super()._train_n_steps(num_steps)
+        self._end_if_asked()
+
+    def evaluate(self, steps=-1):
+        found = super().evaluate(steps)
+        self._end_if_asked()
+        return found
+
+    def _end_if_asked(self):
+        if devices.mean_of_workers(self.strategy, float(self._termination.asked)) > 0:
+            self.save_checkpoint()
+            raise Terminated(
+                f"terminated; the checkpoint of step {int(self.global_step.numpy())} is written, "
+                "and training goes on from it when it is started again"
+            )
+
+
+def _no_room(error: Exception) -> bool:
+    """Whether a file could not be written because a disk or quota is full."""
+    if isinstance(error, OSError):
+        return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    full = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    return any(os.strerror(number) in str(error) for number in full)
+
+
+@contextlib.contextmanager
+def _said_plainly(model_dir: str):
+    """Turns what ends a training into a UserError where the user can do something about it."""
+    try:
+        with reading.dataset_errors():
+            yield
+    except (tf.errors.OpError, OSError) as error:
+        not_finite = re.search(r"FloatingPointError: (.*)", str(error))
+        if not_finite:
+            raise UserError(not_finite.group(1)) from error
+        if _no_room(error):
+            path = checkpoints.latest(model_dir)
+            kept = f"from step {checkpoints.step_of(path)}" if path else "from its beginning"
+            raise UserError(
+                f"there is no room to write in {model_dir!r}; make some and start the same command "
+                f"again, training goes on {kept}"
+            ) from error
+        if isinstance(error, tf.errors.UnavailableError):
+            raise UserError(
+                "another worker is gone; start the same command again on all workers, training "
+                f"goes on from the last checkpoint ({str(error).splitlines()[0]})"
+            ) from error
+        raise
+    except RuntimeError as error:
+        if not str(error).startswith("The loss value is"):  # trainer.loss_upper_bound
+            raise
+        raise UserError(f"training diverged: {error}; lower the learning rate") from error
+
+
 def completed(params: config_definitions.ExperimentConfig) -> config_definitions.ExperimentConfig:
-    """The configuration with what its task reads elsewhere: labels of the data, the base of a policy.
+    """The configuration with what its task reads elsewhere: labels of data, a policy's base.
 
     Raises:
       UserError: if something is missing or does not fit.
@@ -98,17 +190,29 @@ def run(
       mode: "train" or "train_and_eval".
 
     Raises:
-      UserError: if the input or the checkpoint does not fit, or if the loss is not finite.
+      UserError: if the input or the checkpoint does not fit, if the loss is not finite, if there is
+        no room to write, or if another worker is gone.
+      Terminated: after SIGTERM, when a checkpoint is written.
     """
     tf_keras.utils.set_random_seed(params.task.seed)
     tf.config.experimental.enable_op_determinism()
-    strategy = distribute_utils.get_distribution_strategy(
-        distribution_strategy=params.runtime.distribution_strategy,
-        num_gpus=params.runtime.num_gpus,
-    )
+    # Workers can join only before TensorFlow has done anything.
+    strategy = devices.strategy(params.runtime)
+    chief = devices.is_chief(strategy)
     path = checkpoints.latest(model_dir)
     start = checkpoints.step_of(path) if path else 0
     params = completed(params)
+    replicas = strategy.num_replicas_in_sync
+    if replicas > 1 and not _replicates(params.task):
+        raise UserError(
+            f"runtime.distribution_strategy {params.runtime.distribution_strategy!r} makes "
+            f"{replicas} replicas, but {params.task.name!r} is trained on one device"
+        )
+    if params.task.train_data.global_batch_size % replicas:
+        raise UserError(
+            f"task.train_data.global_batch_size {params.task.train_data.global_batch_size} does "
+            f"not divide among {replicas} replicas"
+        )
     with strategy.scope():
         task = task_factory.get_task(params.task, logging_dir=model_dir)
         task.start_step = start
@@ -122,14 +226,19 @@ def run(
         else:
             task.initialize(model)
     try:
-        configuration.save(params, model_dir)
+        if chief:
+            configuration.save(params, model_dir)
+            checkpoints.sweep(model_dir)
     except OSError as error:
         raise UserError(f"{model_dir!r} cannot be written: {error.strerror}") from error
     validation_interval = params.trainer.validation_interval if "eval" in mode else 0
-    progress = Progress(start, params.trainer.train_steps, validation_interval)
+    progress = Progress(start, params.trainer.train_steps, validation_interval, hidden=not chief)
+    termination = Termination()
     with contextlib.ExitStack() as stack:
         stack.callback(progress.close)
-        log = stack.enter_context(open(os.path.join(model_dir, LOG_FILE), "a", buffering=1))
+        stack.enter_context(_said_plainly(model_dir))
+        log_file = os.path.join(model_dir, LOG_FILE) if chief else os.devnull
+        log = stack.enter_context(open(log_file, "a", buffering=1))
         stack.enter_context(contextlib.redirect_stdout(log))
         with strategy.scope():
             trainer = base_trainer.Trainer(
@@ -139,31 +248,38 @@ def run(
                 train_utils.create_optimizer(task, params),
                 train=True,
                 evaluate="eval" in mode,
-                checkpoint_exporter=train_lib.maybe_create_best_ckpt_exporter(params, model_dir),
+                checkpoint_exporter=_best_checkpoints(params, model_dir, strategy),
             )
             for name, item in items.items():
                 setattr(trainer.checkpoint, name, item)
-        runner = train_lib.OrbitExperimentRunner(
+        runner = devices.Runner(
             distribution_strategy=strategy,
             task=task,
             mode=mode,
-            params=params,
+            # The controller does that, and ends the program.
+            params=params.replace(
+                trainer=params.trainer.replace(preemption_on_demand_checkpoint=False)
+            ),
             model_dir=model_dir,
+            save_summary=chief,
             train_actions=[progress],
             trainer=trainer,
+            controller_cls=functools.partial(Controller, termination),
         )
         progress.global_step = trainer.global_step
-        try:
-            with reading.dataset_errors():
-                if "eval" in mode:
-                    _catch_up(runner, start)
-                runner.run()
-        except tf.errors.OpError as error:
-            not_finite = re.search(r"FloatingPointError: (.*)", str(error))
-            if not_finite:
-                raise UserError(not_finite.group(1)) from error
-            raise
-        except RuntimeError as error:
-            if not str(error).startswith("The loss value is"):  # trainer.loss_upper_bound
-                raise
-            raise UserError(f"training diverged: {error}; lower the learning rate") from error
+        stack.enter_context(termination.watched())
+        if "eval" in mode:
+            _catch_up(runner, start)
+        runner.run()
+
+
+def _replicates(task: config_definitions.TaskConfig) -> bool:
+    """Whether a task can be divided among replicas."""
+    return getattr(task_factory.get_task_cls(type(task)), "replicates", False)
+
+
+def _best_checkpoints(params, model_dir, strategy):
+    trainer = params.trainer
+    if not (trainer.best_checkpoint_export_subdir and trainer.best_checkpoint_eval_metric):
+        return None
+    return devices.BestCheckpoints(trainer, model_dir, strategy)

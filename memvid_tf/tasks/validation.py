@@ -32,6 +32,8 @@ class ClipScores:
         `class_logits` [B, T, A, 1 + C] were added."""
         for i in range(len(batch["frames"])):
             clip = {key: value[i] for key, value in batch.items()}
+            if clip["num_frames"] == 0:  # only there to fill the batch of a replica
+                continue
             found = scoring.score_clip(
                 self._vid_map,
                 clip,

@@ -1,0 +1,133 @@
+"""The devices of a training: one, several of a machine (`mirrored`) or several machines
+(`multi_worker_mirrored`), by `runtime.*` of its configuration.
+
+A batch is divided among the replicas, which normalise it and its loss together, so that as many
+devices as one likes take the steps that one takes. Every worker validates on all clips: what is
+scored in Python would otherwise be the worker's own. The library's runner is mended where several
+workers meet: all restore what the chief wrote, and decide together which checkpoint is the best.
+"""
+
+import os
+import tempfile
+
+import tensorflow as tf
+from official.common import distribute_utils
+from official.core import config_definitions, train_lib, train_utils
+
+from memvid_tf import files
+from memvid_tf.errors import UserError
+
+STRATEGIES = ("one_device", "mirrored", "multi_worker_mirrored")
+PRECISIONS = (None, "float32")
+
+
+def strategy(runtime: config_definitions.RuntimeConfig) -> tf.distribute.Strategy:
+    """The strategy of a configuration; joins the other workers, for whom it waits.
+
+    Raises:
+      UserError: naming a value that is not allowed.
+    """
+    hosts = runtime.worker_hosts.split(",") if runtime.worker_hosts else []
+    checks = (
+        (
+            "distribution_strategy",
+            runtime.distribution_strategy in STRATEGIES,
+            f"one of {STRATEGIES}",
+        ),
+        ("num_gpus", runtime.num_gpus >= 0, "0 or more"),
+        (
+            "mixed_precision_dtype",
+            runtime.mixed_precision_dtype in PRECISIONS,
+            "float32; batch statistics and simulated quantization need it",
+        ),
+        (
+            "worker_hosts",
+            not hosts or runtime.distribution_strategy == "multi_worker_mirrored",
+            "empty without multi_worker_mirrored",
+        ),
+        (
+            "task_index",
+            not hosts or 0 <= runtime.task_index < len(hosts),
+            f"0 to {len(hosts) - 1}, the place of this worker in runtime.worker_hosts",
+        ),
+    )
+    for name, right, allowed in checks:
+        if not right:
+            raise UserError(f"runtime.{name} {getattr(runtime, name)!r} is not allowed: {allowed}")
+    distribute_utils.configure_cluster(runtime.worker_hosts, runtime.task_index)
+    try:
+        return distribute_utils.get_distribution_strategy(
+            distribution_strategy=runtime.distribution_strategy,
+            num_gpus=runtime.num_gpus,
+            all_reduce_alg=runtime.all_reduce_alg,
+        )
+    except ValueError as error:
+        raise UserError(f"runtime: {error}") from error
+
+
+def is_chief(strategy: tf.distribute.Strategy) -> bool:
+    """Whether this worker writes checkpoints and summaries."""
+    return strategy.extended.should_checkpoint
+
+
+@tf.function
+def _mean(value):
+    # What comes from outside has no device yet.
+    value = tf.identity(value)
+    return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.MEAN, value)
+
+
+def mean_of_workers(strategy: tf.distribute.Strategy, value: float) -> float:
+    """The mean of a number over all replicas; every worker has to ask."""
+    if strategy.num_replicas_in_sync == 1:
+        return value
+    found = strategy.run(_mean, args=(tf.constant(value, tf.float32),))
+    return float(strategy.experimental_local_results(found)[0])
+
+
+class BestCheckpoints(train_utils.BestCheckpointExporter):
+    """Keeps the checkpoint with the best accuracy.
+
+    Saving takes all workers, so they have to agree: each starts from what the chief wrote of the
+    best one, and they compare the mean of what they measured. `info.json` is written last, and
+    whole: a process that is killed before that validates again.
+    """
+
+    def __init__(self, trainer: config_definitions.TrainerConfig, model_dir: str, strategy):
+        self._strategy, self._metric = strategy, trainer.best_checkpoint_eval_metric
+        folder = os.path.join(model_dir, trainer.best_checkpoint_export_subdir)
+        super().__init__(folder, self._metric, trainer.best_checkpoint_metric_comp)
+        if not is_chief(strategy):
+            self._export_dir = tempfile.mkdtemp()
+
+    def maybe_export_checkpoint(self, checkpoint, eval_logs, global_step, write_logs=True):
+        value = mean_of_workers(self._strategy, float(eval_logs[self._metric]))
+        logs = {**eval_logs, self._metric: value}
+        if not super().maybe_export_checkpoint(checkpoint, logs, global_step, write_logs=False):
+            return False
+        self.export_best_eval_metric(logs, global_step)
+        return True
+
+    def export_best_eval_metric(self, eval_logs, global_step):
+        scalars = {name: float(value) for name, value in eval_logs.items()}
+        files.write_json(
+            self.best_ckpt_logs_path, {**scalars, "best_ckpt_global_step": float(global_step)}
+        )
+
+
+class Runner(train_lib.OrbitExperimentRunner):
+    """The library's runner, whose workers all restore the checkpoint of the chief."""
+
+    def _maybe_build_checkpoint_manager(self):
+        manager = super()._maybe_build_checkpoint_manager()
+        if is_chief(self.strategy):
+            return manager
+        # The library gives the others an empty folder, to save in and to restore from.
+        restore = manager.restore_or_initialize
+
+        def restore_or_initialize():
+            manager._latest_checkpoint = tf.train.latest_checkpoint(self.model_dir)
+            return restore()
+
+        manager.restore_or_initialize = restore_or_initialize
+        return manager
