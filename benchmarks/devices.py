@@ -8,6 +8,7 @@ which a training amplifies from step to step: the page gives the difference at e
 """
 
 import os
+import re
 import socket
 import subprocess
 import tempfile
@@ -40,6 +41,13 @@ def _free_ports(count: int) -> list[int]:
     finally:
         for listener in with_port:
             listener.close()
+
+
+def _last_checkpoint(model_dir: str) -> int:
+    """Step of the last checkpoint that is whole; 0 before the first."""
+    names = os.listdir(model_dir) if os.path.isdir(model_dir) else ()
+    found = (re.fullmatch(r"ckpt-(\d+)\.index", name) for name in names)
+    return max((int(match[1]) for match in found if match), default=0)
 
 
 def start_workers(training: SmallTraining, model_dir: str, overrides: dict) -> list:
@@ -77,7 +85,7 @@ def train(training: SmallTraining, model_dir: str, overrides: dict) -> dict[int,
 def train_with_a_kill(
     training: SmallTraining, model_dir: str, overrides: dict, step: int, wait_s: float = 120
 ) -> tuple[dict[int, float], dict]:
-    """Kills a worker once a checkpoint of `step` is there, then starts all of them again.
+    """Kills a worker once a checkpoint of `step` or later is there, then starts all of them again.
 
     Returns:
       The loss at each step; from which step it went on and how the other worker ended.
@@ -86,7 +94,7 @@ def train_with_a_kill(
       UserError: if a worker fails, but by the kill.
     """
     workers = start_workers(training, model_dir, overrides)
-    while not os.path.exists(os.path.join(model_dir, f"ckpt-{step}.index")):
+    while _last_checkpoint(model_dir) < step:
         ended = [worker for worker in workers if worker.poll() is not None]
         if ended:
             for worker in workers:
@@ -115,7 +123,7 @@ def measure(training: SmallTraining, folder: str, steps: int) -> dict:
     one = small_training.losses(os.path.join(folder, "one"))
     two = train(training, os.path.join(folder, "two"), overrides)
     killed, ending = train_with_a_kill(
-        training, os.path.join(folder, "killed"), overrides, steps // 4 * 2
+        training, os.path.join(folder, "killed"), overrides, steps // 2
     )
     return {"losses": {"one": one, "two": two, "killed": killed}, **ending}
 

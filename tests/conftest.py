@@ -5,6 +5,8 @@ import pathlib
 
 import pytest
 
+import memvid_tf  # noqa: F401  (says what TensorFlow may log, before that is imported)
+
 
 def pytest_configure(config):
     config.addinivalue_line(

@@ -13,7 +13,7 @@ from benchmarks.small_training import SmallTraining
 from memvid_tf.errors import UserError
 from memvid_tf.tasks import devices as of_tasks
 
-STEPS, KILLED_AT = 8, 4
+STEPS, KILLED_AT = 8, 3
 OVERRIDES = {
     "task.train_data.global_batch_size": 4,
     "trainer.train_steps": STEPS,
@@ -40,9 +40,9 @@ def test_two_workers_learn_what_one_does_though_one_of_them_is_killed(tmp_path):
     assert sorted(one) == list(range(1, STEPS + 1))
     two, ending = devices.train_with_a_kill(training, folders["two"], {}, KILLED_AT)
     assert KILLED_AT <= ending["went_on_from"] < STEPS
-    # Sums of float32 in another order, amplified over eight steps at a high rate; a batch that was
-    # not divided, or statistics of a part of it, differ by more than a tenth.
-    assert devices.difference(one, two) < 0.01, (one, two)
+    # Sums of float32 in another order give 1e-7; a batch that was not divided, or statistics of a
+    # part of it, more than a tenth.
+    assert devices.difference(one, two) < 1e-4, (one, two)
     # The one that writes knows the accuracy of all clips, and keeps the best checkpoint.
     found, wanted = (tiny_run.scalars(f"{folder}/validation", "mAP") for folder in folders.values())
     assert list(found) == list(wanted) == [STEPS]

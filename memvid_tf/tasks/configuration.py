@@ -205,7 +205,8 @@ def _plain(value):
 
 def difference(saved: dict, wanted: dict, path: str = "") -> str | None:
     """The first leaf in which two configurations differ, as a phrase, or None."""
-    for key in sorted(set(saved) | set(wanted)):
+    # Which alternative is chosen comes before what belongs to it.
+    for key in sorted(set(saved) | set(wanted), key=lambda key: (key != "type", key)):
         name = f"{path}{key}"
         a, b = _plain(saved.get(key)), _plain(wanted.get(key))
         if isinstance(a, dict) and isinstance(b, dict):
