@@ -4,14 +4,17 @@ import json
 import xml.etree.ElementTree
 
 import cv2
+import flagless
 import numpy as np
 import pytest
 
-from benchmarks import plots, policy, policy_clips, policy_page
+from benchmarks import plots, policy_clips
 from benchmarks.plots import Series
 from memvid_tf.data import sharding, synthetic
 from memvid_tf.errors import UserError
 
+policy = flagless.program("benchmarks.policy")
+policy_page = flagless.program("benchmarks.policy_page")
 GAMMAS = ["0.1", "0.3", "1", "1.5"]
 SHARES = (0.4, 0.2, 0.1, 0.05)
 FIXED = {"f0": (1.0, 0.9), "1": (0.5, 0.88), "4": (0.2, 0.84), "9": (0.1, 0.8), "39": (0.025, 0.6)}

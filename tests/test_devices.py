@@ -4,15 +4,17 @@ import dataclasses
 import os
 import sys
 
+import flagless
 import pytest
 import tiny_run
 
 import memvid_tf  # noqa: F401  (before TensorFlow)
-from benchmarks import devices, small_training
+from benchmarks import small_training
 from benchmarks.small_training import SmallTraining
 from memvid_tf.errors import UserError
 from memvid_tf.tasks import devices as of_tasks
 
+devices = flagless.program("benchmarks.devices")
 STEPS, KILLED_AT = 8, 3
 OVERRIDES = {
     "task.train_data.global_batch_size": 4,

@@ -7,15 +7,17 @@ import logging as std_logging
 import random
 import sys
 
+import flagless
 import pytest
 import tiny_run
 from absl import logging
 
 import memvid_tf  # noqa: F401  (before TensorFlow)
-from benchmarks import faults, injection, small_training
+from benchmarks import injection, small_training
 from benchmarks.small_training import SmallTraining
 from memvid_tf.tasks import checkpoints
 
+faults = flagless.program("benchmarks.faults")
 pytestmark = pytest.mark.slow
 STEPS = 5
 OVERRIDES = {

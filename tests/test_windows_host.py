@@ -1,10 +1,11 @@
 """The page of Patchwork's latency: ratios are of the same round, and what measures is the engines'."""
 
+import flagless
 import pytest
 
 import memvid_tf  # noqa: F401  (before TensorFlow)
-from benchmarks import windows_host
 
+windows_host = flagless.program("benchmarks.windows_host")
 FOUND = {
     ("int8", None): [{"step": 10.0}, {"step": 20.0}, {"step": 10.0}],
     ("int8", "1/4"): [

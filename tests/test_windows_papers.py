@@ -1,11 +1,13 @@
 """Patchwork's evidence: every step of the command fits the programs, and claims read what they say."""
 
+import flagless
 import pytest
 
 import memvid_tf  # noqa: F401  (before TensorFlow)
-from benchmarks import claims, pipeline, windows_papers
+from benchmarks import claims, pipeline
 from memvid_tf.tasks import configuration, training  # noqa: F401  (registers the experiments)
 
+windows_papers = flagless.program("benchmarks.windows_papers")
 KINDS = pytest.mark.parametrize("kind", windows_papers.KINDS)
 
 
