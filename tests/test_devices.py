@@ -57,7 +57,7 @@ def test_two_workers_learn_what_one_does_though_one_of_them_is_killed(tmp_path):
         (dict(distribution_strategy="tpu"), "distribution_strategy 'tpu' is not allowed: one of"),
         (dict(mixed_precision_dtype="float16"), "mixed_precision_dtype 'float16'"),
         (dict(num_gpus=-1), "num_gpus -1"),
-        (dict(distribution_strategy="one_device", num_gpus=2), "num_gpus"),
+        (dict(distribution_strategy="one_device", num_gpus=2), "num_gpus 2 is not allowed: 0 or 1"),
         (dict(distribution_strategy="mirrored", worker_hosts="a:1,b:2"), "worker_hosts"),
         (
             dict(distribution_strategy="multi_worker_mirrored", worker_hosts="a:1,b:2"),

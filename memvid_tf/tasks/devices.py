@@ -36,6 +36,11 @@ def strategy(runtime: config_definitions.RuntimeConfig) -> tf.distribute.Strateg
         ),
         ("num_gpus", runtime.num_gpus >= 0, "0 or more"),
         (
+            "num_gpus",
+            runtime.num_gpus <= 1 or runtime.distribution_strategy != "one_device",
+            "0 or 1 with one_device; several make a 'mirrored' training",
+        ),
+        (
             "mixed_precision_dtype",
             runtime.mixed_precision_dtype in PRECISIONS,
             "float32; batch statistics and simulated quantization need it",
