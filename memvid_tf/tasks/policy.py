@@ -154,7 +154,11 @@ class PolicyTask(base_task.Task):
             config.speed_reward,
             config.ddqn.discount,
         )
-        return {"target": target, "replay": ReplayState(self._replay)}
+        return {
+            "target": target,
+            "mean_reward": self._learner.mean_reward,
+            "replay": ReplayState(self._replay),
+        }
 
     def initialize(self, model):
         """Restores the base into a new run."""
@@ -201,11 +205,11 @@ class PolicyTask(base_task.Task):
         # A generator a step: what a resumed run draws does not depend on where it stopped.
         rng = np.random.default_rng([self.task_config.seed, step])
         exploration = learning.epsilon(config, step)
-        values = []
+        chances, values = learner.chances(config.games_per_step, rng), []
 
         def act(observations):
             values.append(learner.q_values(observations))
-            return learner.act(values[-1], exploration, rng)
+            return learner.act(values[-1], exploration, chances, rng)
 
         footage = self._watched()
         self._environment.load(footage.of(rng.integers(0, footage.clips, config.games_per_step)))
@@ -214,6 +218,7 @@ class PolicyTask(base_task.Task):
             steps.append(frame.step)
             for transition in frame.transitions:
                 self._replay.add(transition)
+        learner.watch(np.concatenate([one.reward for one in steps]), is_first=step == 0)
         losses = [
             learner.update(self._replay.sample(config.batch_size, rng), optimizer)
             for _ in range(config.updates_per_step)
