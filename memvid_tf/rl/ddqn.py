@@ -6,8 +6,8 @@ in Mnih et al. 2015; the discount is short, since what a run of f0 is worth fade
 often: with equal chances memories would hardly ever grow old, and old ones are what π must know.
 Rewards count from their mean (reward centering, Naik et al. 2024): which action is better does not
 depend on a constant, but it would have to be learned a discount at a time, and int8 would spend its
-levels on it. The squares of the kernels are a part of the loss: without it the
-network learns its clips by heart.
+levels on it. The squares of the kernels are a part of the loss: without it the network learns its
+clips by heart.
 """
 
 import dataclasses
