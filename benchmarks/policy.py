@@ -300,7 +300,10 @@ def collected(all_policies: Sequence[Policies], info: records.DatasetInfo) -> di
 
 
 def overhead(path: str) -> list[dict]:
-    """What π costs a frame, of each bundle and number of threads in a host results file."""
+    """What π costs a frame, of each bundle and number of threads in a host results file.
+
+    Shares are π's median of the mean frame of a schedule.
+    """
     from benchmarks import measurements
 
     found = {}
@@ -319,7 +322,7 @@ def overhead(path: str) -> list[dict]:
                 "threads": threads,
                 "policy_us": graph.p50_ms * 1e3,
                 **{
-                    f"share of {name}": graph.p50_ms / by_name[name].p50_ms
+                    f"share of {name}": graph.p50_ms / by_name[name].mean_ms
                     for name in ("f1", "f0", "adaptive")
                     if name in by_name
                 },

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tiny_run
 
-from benchmarks import plots, policy, policy_clips, policy_page
+from benchmarks import measurements, plots, policy, policy_clips, policy_page
 from benchmarks.plots import Series
 from memvid_tf.data import records, sharding, synthetic
 from memvid_tf.errors import UserError
@@ -65,7 +65,8 @@ def seed(gain, shares=SHARES, int8=0.0, hard=2.0):
             "f0_frames": [[0, 3 + number], [0, 1, 2], [0]],
         }  # fmt: skip
     random = {f"random{int(100 * share)}": (share, ap - 0.02) for share, ap in FIXED.values()}
-    return {"fixed": FIXED, "random": random, "int8_fixed": {"9": (0.1, 0.795)}, "adaptive": adaptive}
+    int8_fixed = {"9": (0.1, 0.795)}
+    return {"fixed": FIXED, "random": random, "int8_fixed": int8_fixed, "adaptive": adaptive}
 
 
 def held(seeds):
@@ -137,6 +138,32 @@ def test_several_plots_in_one():
     assert found.startswith("<?xml") and found == plots.columns_svg("t", "x", series)
     with pytest.raises(ValueError, match="'t' has no points"):
         plots.columns_svg("t", "x", {"a": [Series("n", [], [])]})
+
+
+def test_overhead_by_hand(tmp_path):
+    path = tmp_path / "host.json"
+    found = measurements.Results(path)
+    samples = {
+        ("graph", "policy/serving_default"): [20.0, 30.0, 90.0],
+        ("graph", "f1/serving_default"): [1.0],
+        ("schedule", "f1"): [500.0, 700.0],
+        ("schedule", "adaptive"): [500.0, 500.0, 2000.0],
+    }
+    for threads, left_out in ((1, ()), (2, ("policy/serving_default",))):
+        for (kind, name), latency_us in samples.items():
+            if name not in left_out:
+                setting = measurements.Setting("host", "tiny int8", kind, name, threads, "runner")
+                found.append(
+                    measurements.Measurement(
+                        setting, 0, "int8", None, {}, {}, {}, {"latency_us": latency_us}, "", ""
+                    )
+                )
+    [row] = policy.overhead(str(path))  # nothing to say where π was not measured
+    assert (row["subject"], row["threads"]) == ("tiny int8", 1)
+    assert row["policy_us"] == pytest.approx(30.0)
+    assert row["share of f1"] == pytest.approx(30 / 600)
+    assert row["share of adaptive"] == pytest.approx(30 / 1000)
+    assert "share of f0" not in row
 
 
 def test_a_missing_results_file_is_named(tmp_path, monkeypatch):
