@@ -11,6 +11,13 @@ from memvid_tf.data import records
 COVERED = 0.1
 # Frames after an entry that belong to it: π sees a frame before it decides about the next.
 AFTERMATH_FRAMES = 3
+# Where f0 should run more often, and where less; names of `shares`.
+COMPARED = {
+    "objects": ("hard", "easy"),
+    "entries": ("hard", "easy"),
+    "occlusion": ("hard", "easy"),
+    "entry": ("at and after", "elsewhere"),
+}
 
 
 class Clips(NamedTuple):

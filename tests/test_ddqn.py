@@ -52,7 +52,7 @@ def test_epsilon_falls_linearly():
 @pytest.mark.parametrize(
     "changes",
     [{"discount": 1.0}, {"epsilon_end": 1.5}, {"batch_size": 0}, {"target_period": 0},
-     {"huber_delta": 0.0}],
+     {"huber_delta": 0.0}, {"least_f0": 0.0}, {"least_f0": 0.6}, {"kernel_decay": -1.0}],
 )  # fmt: skip
 def test_impossible_settings_are_named(changes):
     with pytest.raises(ValueError, match=next(iter(changes))):
@@ -76,14 +76,27 @@ def learner(scheme=None, **changes):
 def test_actions():
     agent, rng = learner(), np.random.default_rng(0)
     q_values = np.array([[1.0, 2.0], [2.0, 1.0], [3.0, 3.0]] * 300, np.float32)
-    np.testing.assert_array_equal(agent.act(q_values, 0.0, rng), [1, 0, 0] * 300)
-    assert abs(agent.act(q_values, 1.0, rng).mean() - 0.5) < 0.1
-    some = agent.act(q_values, 0.4, rng) != np.array([1, 0, 0] * 300)
+    even = np.full(900, 0.5)
+    np.testing.assert_array_equal(agent.act(q_values, 0.0, even, rng), [1, 0, 0] * 300)
+    assert abs(agent.act(q_values, 1.0, even, rng).mean() - 0.5) < 0.1
+    some = agent.act(q_values, 0.4, even, rng) != np.array([1, 0, 0] * 300)
     assert abs(some.mean() - 0.2) < 0.07  # half of the random actions are the best one anyway
+    # Each game by its own chance of f0, which is action 0.
+    chances = np.repeat([0.05, 0.9], 450)
+    seldom, often = np.split(agent.act(q_values, 1.0, chances, rng) == 0, 2)
+    assert abs(seldom.mean() - 0.05) < 0.04 and abs(often.mean() - 0.9) < 0.06
+
+
+def test_games_explore_from_seldom_to_often():
+    found = learner(least_f0=0.02).chances(4000, np.random.default_rng(0))
+    assert 0.02 <= found.min() < 0.021 and 0.49 < found.max() <= 0.5
+    # Equally many in each of two octaves.
+    octaves = [((found >= low) & (found < 2 * low)).mean() for low in (0.03, 0.2)]
+    assert abs(octaves[0] - octaves[1]) < 0.04
 
 
 def test_the_update_is_the_equation():
-    agent = learner(discount=0.5, huber_delta=0.3)
+    agent = learner(discount=0.5, huber_delta=0.3, kernel_decay=0.02)
     rng = np.random.default_rng(1)
     before, after = ([observation(rng) for _ in range(6)] for _ in range(2))
     actions = np.array([0, 1, 1, 0, 0, 1], np.int32)
@@ -94,10 +107,15 @@ def test_the_update_is_the_equation():
         c, h, c0, h0 = (tf.constant(x * np.float32(6 / 255)) for x in s[:4])
         return policy((c, h), (c0, h0), tf.constant(s.eta * np.float32(6))).numpy()
 
+    agent.mean_reward.assign(0.7)
     picked = values(agent.online, after).argmax(1)
-    wanted = reward + 0.5 * values(agent.target, after)[np.arange(6), picked]
+    wanted = reward - 0.7 + 0.5 * values(agent.target, after)[np.arange(6), picked]
     error = np.abs(wanted - values(agent.online, before)[np.arange(6), actions])
     expected = np.where(error <= 0.3, error**2 / 2, 0.3 * (error - 0.15)).mean()
+    # Kernels have four axes, biases one.
+    kernels = [v.numpy() for v in agent.online.trainable_variables if v.shape.rank == 4]
+    assert len(kernels) == 7
+    expected += 0.02 * sum((kernel**2).sum() for kernel in kernels)
     batch = Transition(
         ddqn.stacked(before), actions, reward, np.full(6, 0.5, np.float32), ddqn.stacked(after)
     )
@@ -108,6 +126,14 @@ def test_the_update_is_the_equation():
     assert agent.update(batch, optimizer) < loss
     for was, variable in zip(target_before, agent.target.variables):
         np.testing.assert_array_equal(was, variable)
+
+
+def test_rewards_count_from_their_running_mean():
+    agent = learner()
+    agent.watch(np.array([1.0, 3.0]), is_first=True)
+    assert float(agent.mean_reward) == pytest.approx(2.0)
+    agent.watch(np.array([7.0]), is_first=False)
+    assert float(agent.mean_reward) == pytest.approx(2.5)
 
 
 def test_it_learns_which_action_pays():

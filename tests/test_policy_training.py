@@ -124,7 +124,9 @@ def test_resumed_equals_uninterrupted(tmp_path):
     expected = tensors(os.path.join(whole, f"ckpt-{STEPS}"))
     found = tensors(str(folder / f"ckpt-{STEPS}"))
     assert expected.keys() == found.keys()
-    kinds = {"replay": 0, "target": 0, "optimizer": 0, "model/policy": 0, "model/detector": 0}
+    kinds = dict.fromkeys(
+        ("replay", "target", "mean_reward", "optimizer", "model/policy", "model/detector"), 0
+    )
     for key, value in expected.items():
         np.testing.assert_array_equal(value, found[key], err_msg=key)
         for kind in kinds:

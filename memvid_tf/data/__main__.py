@@ -12,7 +12,8 @@ r"""Makes, converts and shows data sets.
     python -m memvid_tf.data frames --input=/tmp/synthetic --clips=0,1 --output=/tmp/frames
 
 synthetic generates the embedded video set: a preset (tiny: seconds; demo: the set of the README;
-paper: 320 px frames), single settings changed by flags. convert makes clips of a real data set on
+paper: 320 px frames; eventful: long clips with quiet stretches, bursts and cuts), single settings
+changed by flags. convert makes clips of a real data set on
 disk. Both reuse the same set found in --output, continue an interrupted run, and leave SHA256SUMS
 for `sha256sum -c`. check says in plain words what is missing or wrong in a data set, before it is
 converted (--dataset, --source) or after (--input); its exit code is 1 if it finds anything. show

@@ -3,8 +3,12 @@ and of Patchwork's attention network (PW 3.3).
 
 Differs from the paper: it names neither discount nor loss nor exploration. The loss is Huber's, as
 in Mnih et al. 2015; the discount is short, since what a run of f0 is worth fades within some frames;
-ε falls linearly. The squares of the kernels are a part of the loss: without it the network learns
-its clips by heart.
+ε falls linearly. A random extractor is f0 with a probability of its own in each game, from seldom to
+often: with equal chances memories would hardly ever grow old, and old ones are what π must know.
+Rewards count from their mean (reward centering, Naik et al. 2024): which action is better does not
+depend on a constant, but it would have to be learned a discount at a time, and int8 would spend its
+levels on it. The squares of the kernels are a part of the loss: without it the network learns its
+clips by heart.
 """
 
 import dataclasses
@@ -22,6 +26,8 @@ from memvid_tf.rl.replay import Replay, Transition
 
 # States are stored on the grid of the int8 network: [0, 6] in 255 steps.
 STATE_STEP = 6.0 / 255
+MOST_F0 = 0.5
+REWARD_MOMENTUM = 0.9  # of their mean, a step; the policy changes over tens of steps
 
 
 @dataclasses.dataclass
@@ -33,6 +39,8 @@ class DdqnConfig(hyperparams.Config):
       epsilon_begin, epsilon_end: probability of a random action, at the start and after
         `epsilon_steps` steps.
       epsilon_steps: steps over which ε falls linearly.
+      least_f0: least probability of f0 among the random extractors of a game; the largest is half,
+        and in between it is as likely to lie in one octave as in another.
       replay_capacity: transitions kept.
       batch_size: transitions of one update.
       both_actions: whether a frame teaches what every action would have earned and led to, not the
@@ -48,6 +56,7 @@ class DdqnConfig(hyperparams.Config):
     epsilon_begin: float = 1.0
     epsilon_end: float = 0.05
     epsilon_steps: int = 200
+    least_f0: float = 0.02
     replay_capacity: int = 10_000
     batch_size: int = 64
     both_actions: bool = True
@@ -67,6 +76,8 @@ def check(config: DdqnConfig) -> None:
     for field in ("epsilon_begin", "epsilon_end"):
         if not 0 <= getattr(config, field) <= 1:
             raise ValueError(f"ddqn.{field} {getattr(config, field)} is not in [0, 1]")
+    if not 0 < config.least_f0 <= MOST_F0:
+        raise ValueError(f"ddqn.least_f0 {config.least_f0} is not in (0, {MOST_F0}]")
     if not 0 <= config.discount < 1:
         raise ValueError(f"ddqn.discount {config.discount} is not in [0, 1)")
     if config.huber_delta <= 0 or config.epsilon_steps < 0:
@@ -147,6 +158,9 @@ class Learner:
       target: another of the same configuration.
       config: the learner.
       read: Q-values of a network for stored observations, see `interleaving_values`.
+
+    Attributes:
+      mean_reward: scalar variable, what rewards count from.
     """
 
     def __init__(
@@ -155,6 +169,7 @@ class Learner:
         check(config)
         self.online, self.target, self.config = online, target, config
         self._read = read
+        self.mean_reward = tf.Variable(0.0, trainable=False, name="mean_reward")
         self._values = tf.function(self._values_graph)
         self._update = tf.function(self._update_graph)
 
@@ -164,7 +179,8 @@ class Learner:
     def _update_graph(self, batch: Transition, optimizer):
         q_t_online = self._read(self.online, batch.s_t, False)
         q_t_target = self._read(self.target, batch.s_t, False)
-        wanted = double_q_target(batch.r_t, batch.discount_t, q_t_online, q_t_target)
+        reward = batch.r_t - self.mean_reward
+        wanted = double_q_target(reward, batch.discount_t, q_t_online, q_t_target)
         variables = self.online.trainable_variables
         with tf.GradientTape() as tape:
             q_tm1 = self._read(self.online, batch.s_tm1, True)
@@ -179,11 +195,37 @@ class Learner:
         """[B, A] float32 Q-values of the online network."""
         return self._values(stacked(observations)).numpy()
 
-    def act(self, q_values: np.ndarray, exploration: float, rng: np.random.Generator) -> np.ndarray:
-        """[B] int32 actions: the best of `q_values` [B, A], or any with probability ε."""
+    def chances(self, games: int, rng: np.random.Generator) -> np.ndarray:
+        """Probability of f0, the first action, among the random ones of each game: [games]."""
+        low, high = np.log(self.config.least_f0), np.log(MOST_F0)
+        return np.exp(rng.uniform(low, high, games))
+
+    def act(
+        self,
+        q_values: np.ndarray,
+        exploration: float,
+        chances: np.ndarray | None,
+        rng: np.random.Generator,
+    ) -> np.ndarray:
+        """[B] int32 actions: the best of `q_values` [B, A], or a random one with probability ε.
+
+        Args:
+          q_values: [B, A].
+          exploration: ε.
+          chances: [B] of `chances`, of the first of two actions; None where all are equally likely.
+          rng: decides.
+        """
         explore = rng.random(len(q_values)) < exploration
-        any_action = rng.integers(0, q_values.shape[1], len(q_values))
+        if chances is None:
+            any_action = rng.integers(0, q_values.shape[1], len(q_values))
+        else:
+            any_action = rng.random(len(q_values)) >= chances
         return np.where(explore, any_action, q_values.argmax(1)).astype(np.int32)
+
+    def watch(self, rewards: np.ndarray, is_first: bool) -> None:
+        """Takes note of the rewards of a step's games; of the first step, these alone."""
+        change = rewards.mean() - self.mean_reward
+        self.mean_reward.assign_add(change if is_first else (1 - REWARD_MOMENTUM) * change)
 
     def update(self, batch: Transition, optimizer):
         """One step of the optimizer on a sampled batch; returns the loss, a scalar tensor."""

@@ -92,6 +92,7 @@ def play(
     content: Replay,
     exploration: float,
     rng: np.random.Generator,
+    chances: np.ndarray | None = None,
 ) -> tuple[np.ndarray, list[TimeStep]]:
     """Plays one game as a learner decides, and puts it into a replay.
 
@@ -101,6 +102,7 @@ def play(
       content: of the replay.
       exploration: ε.
       rng: of the random actions.
+      chances: of the actions, see `Learner.act`.
 
     Returns:
       Q-values [n, A] of everything that was decided on, and the steps of the game.
@@ -109,7 +111,7 @@ def play(
 
     def act(observations):
         values.append(learner.q_values(observations))
-        return learner.act(values[-1], exploration, rng)
+        return learner.act(values[-1], exploration, chances, rng)
 
     for frame in run_loop(environment, act, learner.config.both_actions):
         steps.append(frame.step)

@@ -170,7 +170,11 @@ class PolicyTask(base_task.Task):
             config.speed_reward,
             config.ddqn.discount,
         )
-        return {"target": target, "replay": ReplayState(self._replay)}
+        return {
+            "target": target,
+            "mean_reward": self._learner.mean_reward,
+            "replay": ReplayState(self._replay),
+        }
 
     def initialize(self, model):
         """Restores the base into a new run."""
@@ -217,9 +221,13 @@ class PolicyTask(base_task.Task):
         # A generator a step: what a resumed run draws does not depend on where it stopped.
         rng = np.random.default_rng([self.task_config.seed, step])
         exploration = learning.epsilon(config, step)
+        chances = learner.chances(config.games_per_step, rng)
         footage = self._watched()
         self._environment.load(footage.of(rng.integers(0, footage.clips, config.games_per_step)))
-        values, steps = game.play(self._environment, learner, self._replay, exploration, rng)
+        values, steps = game.play(
+            self._environment, learner, self._replay, exploration, rng, chances
+        )
+        learner.watch(np.concatenate([one.reward for one in steps]), is_first=step == 0)
         loss = learner.study(self._replay, optimizer, rng, step)
         self._log(metrics or (), values, steps, exploration)
         return {self.loss: loss}
