@@ -323,7 +323,7 @@ CONFIGS = sorted(
 def test_the_configurations_of_the_repository_load_with_the_command_of_their_header(path):
     from memvid_tf.tasks import training  # noqa: F401  (registers all experiments)
 
-    command = path.read_text().replace("\\\n#", " ")
+    command, _, _ = path.read_text().replace("\\\n#", " ").partition("# Next:")
     names = re.findall(r"--config_file=(\S+)", command)  # several where one is laid over another
     assert names and names[-1] == f"configs/{path.name}"
     (experiment,) = {*re.findall(r"--experiment=(\S+)", command)} or {detection_experiment()}

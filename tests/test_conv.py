@@ -317,12 +317,14 @@ def test_add(activation):
 
 
 def test_initial_weights_keep_the_scale_of_activations():
-    """Normalised input, unit variance out of every linear part times 2 (He et al. 2015)."""
+    """The mean square stays 1, also where ReLU6 takes half of it (He et al. 2015)."""
     x = tf.random.stateless_normal([4, 12, 12, 64], [1, 2])
-    for layer in (Conv(64, 3), DepthwiseConv(3), Conv(64, groups=4)):
+    layers = (Conv(64, 3), DepthwiseConv(3), Conv(64, groups=4), SeparableConv(64))
+    layers += (Conv(64, 3, activation="relu6"), DepthwiseConv(3, activation="relu6"))
+    for layer in layers:
         inside = layer(x)[:, 1:-1, 1:-1]  # padding has no variance
         # 64 channels of random kernels: their mean has a spread of a few percent.
-        np.testing.assert_allclose(np.mean(inside**2), 2.0, rtol=0.25)
+        np.testing.assert_allclose(np.mean(inside**2), 1.0, rtol=0.25)
 
 
 @pytest.mark.parametrize("layer", [Conv, Add])
