@@ -12,6 +12,7 @@ import contextlib
 import dataclasses
 import os
 import re
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -33,7 +34,7 @@ from memvid_tf.runtime.bundle import Bundle
 FLAGS = flags.FLAGS
 ROOT = Path(__file__).parents[1]
 LONGEST_S = 600.0  # of one run of the program; longer is a hang
-LONG = ["--runs=3000", "--job_s=300"]  # a run that lasts
+LONG_MS = 5000.0  # of a run that is interrupted after a second
 
 
 @dataclasses.dataclass
@@ -140,7 +141,7 @@ def cut_in_push(bench: Bench):
 def cut_in_run(bench: Bench):
     """The cable is cut a second after the runner began."""
     bench.cable.trigger, bench.cable.delay_s = b"timeout -k", 1.0
-    yield [*_flags(bench), *LONG], {}
+    yield [*_flags(bench), *_long(bench)], {}
 
 
 @_fault
@@ -157,7 +158,7 @@ def stays_away(bench: Bench):
         rig.connected(bench.adb, address)
         cable.trigger, cable.delay_s = b"timeout -k", 1.0
         cable.stays_cut = True
-        yield [f"--adb={bench.adb}", f"--serial={address}", "--reconnect_s=2", *LONG], {}
+        yield [f"--adb={bench.adb}", f"--serial={address}", "--reconnect_s=2", *_long(bench)], {}
     rig.disconnect(bench.adb)
 
 
@@ -235,6 +236,13 @@ FAULTS = (
 
 def _flags(bench: Bench) -> list[str]:
     return [f"--adb={bench.adb}", f"--serial={bench.serial}"]
+
+
+def _long(bench: Bench) -> list[str]:
+    """As many runs of the model as fill LONG_MS here; a number would be too small for some model."""
+    (finished,) = schema.Results.load(f"{bench.finished}.json").measurements
+    runs = round(LONG_MS / statistics.fmean(finished.latency_ms))
+    return [f"--runs={runs}", "--job_s=300"]
 
 
 @contextlib.contextmanager
