@@ -17,6 +17,7 @@ The numbers a manifest and the cost tables quote (`tensor_info`, `count`) are re
 flatbuffer. No TensorFlow here.
 """
 
+import collections
 import copy
 import dataclasses
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -66,14 +67,18 @@ class Violation:
 class GateError(UserError):
     """The graphs break the rules of the gate; `violations` holds every one of them."""
 
-    _SHOWN = 10
+    _SHOWN = 5  # of each graph: one fault has many consequences
 
     def __init__(self, violations: Sequence[Violation]):
         self.violations = tuple(violations)
-        shown = "; ".join(str(violation) for violation in self.violations[: self._SHOWN])
-        rest = len(self.violations) - self._SHOWN
+        shown, count = [], collections.Counter()
+        for violation in self.violations:
+            count[violation.graph] += 1
+            if count[violation.graph] <= self._SHOWN:
+                shown.append(str(violation))
+        rest = len(self.violations) - len(shown)
         more = f"; and {rest} more" if rest > 0 else ""
-        super().__init__(f"the exported graphs were refused: {shown}{more}")
+        super().__init__(f"the exported graphs were refused: {'; '.join(shown)}{more}")
 
 
 @dataclasses.dataclass(frozen=True)
