@@ -49,7 +49,7 @@ class InterleavedConfig(hyperparams.Config):
         in LFS table 2 within 2 %, 16, which the single-frame rows of that table need, misses by 19 %
         (benchmarks/results/costs.md).
       cell: form of the memory's bottleneck, a key of `conv_lstm.CELLS`. "factored" can be exported;
-        "paper" is more accurate on the synthetic set (benchmarks/results/papers.md).
+        "paper" has weights on h of its own for each extractor.
       state_channels: channels of c and of h.
       groups: groups of the memory.
       maps: feature maps of SSDLite.
