@@ -4,14 +4,12 @@ As in `export.verify`: over one long video that is scanned, how far what is reme
 and on clips what that does to mAP, or to J and F, in every mode.
 """
 
-import os
-
 import tensorflow as tf
 from tabulate import tabulate
 from tqdm import tqdm
 
-from export.verify import DRIFT_FRAMES, REPORT_JSON, REPORT_MD, difference, video
-from memvid_tf import files, provenance
+from export.verify import DRIFT_FRAMES, drift_row, publish, video
+from memvid_tf import provenance
 from memvid_tf.data import clips, records
 from memvid_tf.evaluation import report, window_rollout, window_scoring
 from memvid_tf.evaluation.bundle_windows import BundleWindows
@@ -69,11 +67,7 @@ def drift(trained: Trained, bundle: Bundle, frames, *, advance=lambda n: None) -
                 **{name: (state.maps[name].numpy(), memory.maps[name]) for name in state.maps},
                 **{name: (expected[name].numpy(), outputs[name]) for name in expected},
             }
-            differences = {n: difference(*pairs[n], tensors[n]) for n in tensors}
-            off = [name for name, value in differences.items() if value["max"] >= 1.5]
-            rows.append(
-                {"frame": number, "tensors": differences, "first_off": off[0] if off else None}
-            )
+            rows.append(drift_row(number, pairs, tensors))
         advance(1)
     return rows
 
@@ -112,12 +106,6 @@ def verify(trained: Trained, bundle: Bundle, data: clips.ClipConfig) -> dict:
 
 def write_report(folder: str, content: dict) -> str:
     """Writes `report.json` and `report.md` into a bundle's folder and returns the latter's text."""
-    unit = "steps of the int8 grid" if content["precision"] == "int8" else "units"
-    drifts = [
-        [row["frame"], name, *(f"{d[key]:.4f}" for key in ("mean", "max", "within_one"))]
-        for row in content["drift"]
-        for name, d in row["tensors"].items()
-    ]
     rows = [
         [
             mode,
@@ -130,27 +118,5 @@ def write_report(folder: str, content: dict) -> str:
         for metric, value in numbers.items()
     ]
     header = ["mode", "score", "checkpoint", "bundle", "difference"]
-    first = {row["frame"]: row["first_off"] for row in content["drift"]}
-    text = "\n".join(
-        [
-            f"# Verification of {content['bundle']} ({content['precision']})",
-            "",
-            "Scores of the checkpoint and of the bundle made from it:",
-            "",
-            tabulate(rows, header, tablefmt="github"),
-            "",
-            f"Distance of what the bundle remembers and predicts from the checkpoint's, in {unit},",
-            "over one long video that is scanned (the last column is the part within one):",
-            "",
-            tabulate(drifts, ["frame", "tensor", "mean", "max", "within one"], tablefmt="github"),
-            "",
-            "First tensor more than one step off: "
-            + ", ".join(f"frame {frame}: {name or 'none'}" for frame, name in first.items()),
-            "",
-            f"Made {content['provenance']['date']} with {content['provenance']['code_version']}.",
-            "",
-        ]
-    )
-    files.write_json(os.path.join(folder, REPORT_JSON), content)
-    files.write_text(os.path.join(folder, REPORT_MD), text)
-    return text
+    scores = tabulate(rows, header, tablefmt="github")
+    return publish(folder, content, "Scores", scores, "memory and predictions", "that is scanned")

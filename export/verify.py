@@ -39,6 +39,19 @@ def difference(expected: np.ndarray, stored: np.ndarray, spec) -> dict[str, floa
     }
 
 
+def drift_row(frame: int, pairs: dict, tensors: dict) -> dict:
+    """What a report says of one frame of the long video.
+
+    Args:
+      frame: its number.
+      pairs: (the checkpoint's, the bundle's as stored) by the name of the tensor.
+      tensors: what the manifest says of them, in the order of computation.
+    """
+    differences = {name: difference(*pairs[name], spec) for name, spec in tensors.items()}
+    off = [name for name, value in differences.items() if value["max"] >= 1.5]
+    return {"frame": frame, "tensors": differences, "first_off": off[0] if off else None}
+
+
 def drift(trained: Trained, bundle: Bundle, frames, *, advance=lambda n: None) -> list[dict]:
     """Rolls one long video through checkpoint and bundle, each with its own memory.
 
@@ -80,11 +93,7 @@ def drift(trained: Trained, bundle: Bundle, frames, *, advance=lambda n: None) -
                     ),
                 )
             )
-            differences = {n: difference(*pair, tensors[n]) for n, pair in pairs.items()}
-            off = [name for name, value in differences.items() if value["max"] >= 1.5]
-            rows.append(
-                {"frame": number, "tensors": differences, "first_off": off[0] if off else None}
-            )
+            rows.append(drift_row(number, pairs, tensors))
         advance(1)
     return rows
 
@@ -148,6 +157,34 @@ def verify(trained: Trained, bundle: Bundle, data: clips.ClipConfig) -> dict:
 
 def write_report(folder: str, content: dict) -> str:
     """Writes `report.json` and `report.md` into a bundle's folder and returns the latter's text."""
+    modes = [
+        [
+            mode,
+            report.number(value),
+            report.number(content["mAP"]["bundle"][mode]),
+            f"{content['mAP']['bundle'][mode] - value:+.3f}",
+        ]
+        for mode, value in content["mAP"]["checkpoint"].items()
+    ]
+    scores = tabulate(modes, ["mode", "checkpoint", "bundle", "difference"], tablefmt="github")
+    happens = "in which f0 writes to the memory on every frame"
+    return publish(folder, content, "mAP@.5", scores, "tensors", happens)
+
+
+def publish(folder: str, content: dict, what: str, scores: str, tensors: str, video: str) -> str:
+    """Writes the report of a bundle of either system.
+
+    Args:
+      folder: of the bundle.
+      content: what `verify` returned; written as report.json.
+      what: is scored.
+      scores: a table of them.
+      tensors: which are compared over the long video.
+      video: what happens in it.
+
+    Returns:
+      The text of report.md.
+    """
     unit = "steps of the int8 grid" if content["precision"] == "int8" else "units"
     drifts = [
         [
@@ -160,26 +197,17 @@ def write_report(folder: str, content: dict) -> str:
         for row in content["drift"]
         for name, d in row["tensors"].items()
     ]
-    modes = [
-        [
-            mode,
-            report.number(value),
-            report.number(content["mAP"]["bundle"][mode]),
-            f"{content['mAP']['bundle'][mode] - value:+.3f}",
-        ]
-        for mode, value in content["mAP"]["checkpoint"].items()
-    ]
     first = {row["frame"]: row["first_off"] for row in content["drift"]}
     text = "\n".join(
         [
             f"# Verification of {content['bundle']} ({content['precision']})",
             "",
-            "mAP@.5 of the checkpoint and of the bundle made from it:",
+            f"{what} of the checkpoint and of the bundle made from it:",
             "",
-            tabulate(modes, ["mode", "checkpoint", "bundle", "difference"], tablefmt="github"),
+            scores,
             "",
-            f"Distance of the bundle's tensors from the checkpoint's, in {unit}, over one long",
-            "video in which f0 writes to the memory on every frame:",
+            f"Distance of the bundle's {tensors} from the checkpoint's, in {unit}, over one long",
+            f"video {video}:",
             "",
             tabulate(drifts, ["frame", "tensor", "mean", "max", "within one"], tablefmt="github"),
             "",

@@ -12,13 +12,12 @@ import dataclasses
 import numpy as np
 import tensorflow as tf
 from official.core import config_definitions, exp_factory, task_factory
-from official.modeling import optimization
 
 from memvid_tf.data import records
 from memvid_tf.errors import UserError
 from memvid_tf.layers import replicas
 from memvid_tf.models import classifier
-from memvid_tf.tasks.clip_task import check_clips
+from memvid_tf.tasks.clip_task import check_clips, experiment
 from memvid_tf.tasks.detection import (
     InterleavedTask,
     InterleavedTaskConfig,
@@ -140,31 +139,12 @@ def classification_experiment() -> config_definitions.ExperimentConfig:
     task = ClassificationTaskConfig(name=EXPERIMENT)
     for data in (task.train_data, task.validation_data):
         data.unroll_frames = 1
-    return config_definitions.ExperimentConfig(
-        task=task,
-        runtime=config_definitions.RuntimeConfig(distribution_strategy="one_device"),
-        trainer=config_definitions.TrainerConfig(
-            train_steps=500_000,
-            steps_per_loop=100,
-            summary_interval=100,
-            checkpoint_interval=5_000,
-            validation_interval=20_000,
-            max_to_keep=3,
-            best_checkpoint_export_subdir="best",
-            best_checkpoint_eval_metric="accuracy",
-            optimizer_config=optimization.OptimizationConfig(
-                {
-                    "optimizer": {"type": "adam", "adam": {"global_clipnorm": 10.0}},
-                    "learning_rate": {
-                        "type": "cosine",
-                        "cosine": {"initial_learning_rate": 0.002, "decay_steps": 500_000},
-                    },
-                    "warmup": {"type": "linear", "linear": {"warmup_steps": 2_000}},
-                }
-            ),
-        ),
-        restrictions=[
-            "task.train_data.is_training != None",
-            "task.validation_data.is_training != None",
-        ],
+    return experiment(
+        task,
+        "accuracy",
+        0.002,
+        500_000,
+        checkpoint_interval=5_000,
+        validation_interval=20_000,
+        warmup_steps=2_000,
     )

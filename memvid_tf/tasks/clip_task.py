@@ -11,6 +11,7 @@ import numpy as np
 import tensorflow as tf
 import tf_keras
 from official.core import base_task, config_definitions
+from official.modeling import optimization
 
 from memvid_tf import files
 from memvid_tf.data import clips, records
@@ -88,6 +89,55 @@ def with_labels(task: ClipTaskConfig) -> ClipTaskConfig:
             f"{task.train_data.input_path!r} has {len(found)} classes: {', '.join(found)}"
         )
     return task.replace(labels=labels)
+
+
+def experiment(
+    task: ClipTaskConfig,
+    best: str,
+    rate: float,
+    steps: int,
+    *,
+    checkpoint_interval: int = 2_000,
+    validation_interval: int = 10_000,
+    warmup_steps: int = 500,
+) -> config_definitions.ExperimentConfig:
+    """An experiment on one device.
+
+    Args:
+      task: what is trained.
+      best: the number of validation by which the best checkpoint is kept.
+      rate: initial learning rate of the cosine.
+      steps: training steps.
+      checkpoint_interval, validation_interval, warmup_steps: steps too.
+    """
+    return config_definitions.ExperimentConfig(
+        task=task,
+        runtime=config_definitions.RuntimeConfig(distribution_strategy="one_device"),
+        trainer=config_definitions.TrainerConfig(
+            train_steps=steps,
+            steps_per_loop=100,
+            summary_interval=100,
+            checkpoint_interval=checkpoint_interval,
+            validation_interval=validation_interval,
+            max_to_keep=3,
+            best_checkpoint_export_subdir="best",
+            best_checkpoint_eval_metric=best,
+            optimizer_config=optimization.OptimizationConfig(
+                {
+                    "optimizer": {"type": "adam", "adam": {"global_clipnorm": 10.0}},
+                    "learning_rate": {
+                        "type": "cosine",
+                        "cosine": {"initial_learning_rate": rate, "decay_steps": steps},
+                    },
+                    "warmup": {"type": "linear", "linear": {"warmup_steps": warmup_steps}},
+                }
+            ),
+        ),
+        restrictions=[
+            "task.train_data.is_training != None",
+            "task.validation_data.is_training != None",
+        ],
+    )
 
 
 class ClipTask(base_task.Task):

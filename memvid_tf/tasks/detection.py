@@ -8,14 +8,13 @@ import dataclasses
 
 import tensorflow as tf
 from official.core import config_definitions, exp_factory, task_factory
-from official.modeling import optimization
 
 from memvid_tf.detection import loss as detection_loss
 from memvid_tf.errors import UserError
 from memvid_tf.models import interleaved
 from memvid_tf.runtime import schedules
 from memvid_tf.tasks import backbone_weights
-from memvid_tf.tasks.clip_task import ClipTask, ClipTaskConfig, require
+from memvid_tf.tasks.clip_task import ClipTask, ClipTaskConfig, experiment, require
 
 EXPERIMENT = "interleaved"
 
@@ -128,31 +127,4 @@ class InterleavedTask(ClipTask):
 @exp_factory.register_config_factory(EXPERIMENT)
 def interleaved_experiment() -> config_definitions.ExperimentConfig:
     """Paper scale (LFS 3.3): batch 12, unroll 6, learning rate .002 with cosine decay."""
-    return config_definitions.ExperimentConfig(
-        task=InterleavedTaskConfig(name=EXPERIMENT),
-        runtime=config_definitions.RuntimeConfig(distribution_strategy="one_device"),
-        trainer=config_definitions.TrainerConfig(
-            train_steps=200_000,
-            steps_per_loop=100,
-            summary_interval=100,
-            checkpoint_interval=2_000,
-            validation_interval=10_000,
-            max_to_keep=3,
-            best_checkpoint_export_subdir="best",
-            best_checkpoint_eval_metric="mAP",
-            optimizer_config=optimization.OptimizationConfig(
-                {
-                    "optimizer": {"type": "adam", "adam": {"global_clipnorm": 10.0}},
-                    "learning_rate": {
-                        "type": "cosine",
-                        "cosine": {"initial_learning_rate": 0.002, "decay_steps": 200_000},
-                    },
-                    "warmup": {"type": "linear", "linear": {"warmup_steps": 500}},
-                }
-            ),
-        ),
-        restrictions=[
-            "task.train_data.is_training != None",
-            "task.validation_data.is_training != None",
-        ],
-    )
+    return experiment(InterleavedTaskConfig(name=EXPERIMENT), "mAP", 0.002, 200_000)

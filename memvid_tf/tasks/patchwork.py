@@ -26,14 +26,9 @@ from memvid_tf.models.patchwork import WindowConfig
 from memvid_tf.rl import ddqn, rewards
 from memvid_tf.rl.attention import TRUTH
 from memvid_tf.tasks import checkpoints, configuration, objectives
-from memvid_tf.tasks.clip_task import ClipTask, require
+from memvid_tf.tasks.clip_task import ClipTask, experiment, require
 from memvid_tf.tasks.objectives import frames_of
-from memvid_tf.tasks.single_frame import (
-    DetectorTaskConfig,
-    SegmenterTaskConfig,
-    SingleFrameTask,
-    experiment,
-)
+from memvid_tf.tasks.single_frame import DetectorTaskConfig, SegmenterTaskConfig, SingleFrameTask
 
 DETECTOR, SEGMENTER = "detector_patchwork", "segmenter_patchwork"
 

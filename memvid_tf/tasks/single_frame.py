@@ -9,14 +9,13 @@ import dataclasses
 
 import tensorflow as tf
 from official.core import config_definitions, exp_factory, task_factory
-from official.modeling import optimization
 
 from memvid_tf.detection.loss import LossConfig
 from memvid_tf.errors import UserError
 from memvid_tf.models import patchwork
 from memvid_tf.models.deeplab import SegmenterConfig
 from memvid_tf.models.single_frame import SingleFrameConfig
-from memvid_tf.tasks.clip_task import ClipTask, ClipTaskConfig
+from memvid_tf.tasks.clip_task import ClipTask, ClipTaskConfig, experiment
 from memvid_tf.tasks.objectives import MaskLossConfig, frames_of
 
 DETECTOR, SEGMENTER = "detector", "segmenter"
@@ -75,49 +74,6 @@ class SingleFrameTask(ClipTask):
 
     def predict(self, inputs, model):
         return every_frame(model, inputs["frames"])
-
-
-def trainer(best: str, rate: float, steps: int) -> config_definitions.TrainerConfig:
-    """The trainer of PW's networks, as far as PW 3.4 says what that is.
-
-    Args:
-      best: the number of validation by which the best checkpoint is kept.
-      rate: initial learning rate of the cosine.
-      steps: training steps.
-    """
-    return config_definitions.TrainerConfig(
-        train_steps=steps,
-        steps_per_loop=100,
-        summary_interval=100,
-        checkpoint_interval=2_000,
-        validation_interval=10_000,
-        max_to_keep=3,
-        best_checkpoint_export_subdir="best",
-        best_checkpoint_eval_metric=best,
-        optimizer_config=optimization.OptimizationConfig(
-            {
-                "optimizer": {"type": "adam", "adam": {"global_clipnorm": 10.0}},
-                "learning_rate": {
-                    "type": "cosine",
-                    "cosine": {"initial_learning_rate": rate, "decay_steps": steps},
-                },
-                "warmup": {"type": "linear", "linear": {"warmup_steps": 500}},
-            }
-        ),
-    )
-
-
-def experiment(task: ClipTaskConfig, best: str, rate: float, steps: int):
-    """An experiment on one device; see `trainer`."""
-    return config_definitions.ExperimentConfig(
-        task=task,
-        runtime=config_definitions.RuntimeConfig(distribution_strategy="one_device"),
-        trainer=trainer(best, rate, steps),
-        restrictions=[
-            "task.train_data.is_training != None",
-            "task.validation_data.is_training != None",
-        ],
-    )
 
 
 @exp_factory.register_config_factory(DETECTOR)
