@@ -31,7 +31,7 @@ flags.DEFINE_string(
     "Results, as PATH.json and PATH.md. Example: benchmarks/results/papers",
 )
 
-STEPS = {"float": 4000, "memory": 2600, "qat": 500}
+STEPS = {"float": 4000, "memory": 6500, "qat": 800}
 QUICK_STEPS = {"float": 60, "memory": 20, "qat": 20}
 INT8_MODES = ("f0", "f1", "1", "4", "9", "19", "async9")
 FLOAT_MODES = (*INT8_MODES, "9+update", "19+update")
