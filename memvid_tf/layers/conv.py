@@ -4,6 +4,9 @@ In the float network a layer is convolution → BN → ReLU6. With a quantizatio
 into the kernel before the kernel is quantized, so that training sees exactly the kernel that is
 exported (Jacob et al. 2018, figure C8): batch statistics come from the unquantized convolution, and
 from the batches of all replicas together.
+
+Under a mixed precision policy of Keras, convolutions and activations are bfloat16; batch statistics
+and all that BN learns stay float32.
 """
 
 import tensorflow as tf
@@ -91,12 +94,19 @@ class Conv(tf_keras.layers.Layer):
         shape = self._kernel_shape(int(input_shape[-1]))
         self.kernel = self.add_weight("kernel", shape, initializer=self.kernel_initializer)
         size = (self.filters,)
-        self.bias = self.add_weight("bias", size, initializer=self.bias_initializer)
+
+        def add_float32(name, initializer):
+            return self.add_weight(
+                name, size, initializer=initializer, experimental_autocast=False
+            )
+
+        self.bias = add_float32("bias", self.bias_initializer)
         if self.norm is not None:
-            self.scale = self.add_weight("scale", size, initializer="ones")
+            self.scale = add_float32("scale", "ones")
             moving = dict(
                 shape=size,
                 trainable=False,
+                experimental_autocast=False,
                 synchronization=tf.VariableSynchronization.ON_READ,
                 aggregation=tf.VariableAggregation.MEAN,
             )
@@ -205,7 +215,8 @@ class Conv(tf_keras.layers.Layer):
         elif self.norm is not None:
             y = self._normalised(x, padding, training)
         else:
-            y = tf.nn.bias_add(self._convolve(x, self.kernel, padding), self.bias)
+            y = self._convolve(x, self.kernel, padding)
+            y = tf.nn.bias_add(y, tf.cast(self.bias, y.dtype))
         if self.activation:
             y = tf.nn.relu6(y)
         return self.output_range(y, training=training)

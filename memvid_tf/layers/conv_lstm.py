@@ -77,7 +77,7 @@ class GatedCell(tf_keras.layers.Layer):
 
     def initial_state(self, batch: int, height: int, width: int) -> State:
         """Zeros: [batch, height, width, channels] twice."""
-        zeros = tf.zeros([batch, height, width, self.channels])
+        zeros = tf.zeros([batch, height, width, self.channels], self.compute_dtype)
         return State(zeros, zeros)
 
     def update(self, b, c, training=False) -> State:

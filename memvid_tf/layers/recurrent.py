@@ -112,7 +112,7 @@ class ConvGRU(tf_keras.layers.Layer):
 
     def initial_state(self, batch: int, height: int, width: int) -> HiddenState:
         """Zeros: [batch, height, width, channels]."""
-        return HiddenState(tf.zeros([batch, height, width, self.channels]))
+        return HiddenState(tf.zeros([batch, height, width, self.channels], self.compute_dtype))
 
     def call(self, features, state: HiddenState, training=False):
         """One step.

@@ -26,7 +26,9 @@ def sums(xs):
 
 
 def moments(x):
-    """Mean and variance of [B, H, W, C] over the batches of all replicas, which are of one size."""
+    """Mean and variance of [B, H, W, C] over the batches of all replicas, which are of one size:
+    float32, whatever x is."""
+    x = tf.cast(x, tf.float32)
     first, second = mean([tf.reduce_mean(x, [0, 1, 2]), tf.reduce_mean(x * x, [0, 1, 2])])
     # Rounding may leave a constant channel below zero.
     return first, tf.maximum(second - first * first, 0.0)

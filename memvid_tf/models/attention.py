@@ -104,4 +104,4 @@ class Attention(tf_keras.layers.Layer):
         history = tf.reshape(history, [batch, 1, 1, history.shape[-1]])
         x = tf.concat([x, self.state_range(history, training=training)], -1)
         x = self.values(x, training=training)
-        return tf.reshape(x, [batch, self.windows.count])
+        return tf.cast(tf.reshape(x, [batch, self.windows.count]), tf.float32)

@@ -41,7 +41,7 @@ class InterleavedClassifier(tf_keras.Model):
           [B, T, num_classes] float32 logits.
         """
         merged, in_time = self.detector.remember(frames, f0_steps, f1_steps, training)
-        return in_time(self.logits(tf.reduce_mean(merged, [1, 2])))
+        return tf.cast(in_time(self.logits(tf.reduce_mean(merged, [1, 2]))), tf.float32)
 
 
 def build_classifier(config: InterleavedConfig, num_classes: int) -> InterleavedClassifier:

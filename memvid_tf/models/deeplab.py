@@ -113,7 +113,7 @@ class Segmenter(tf_keras.Model):
         x = self.mean_range(tf.reduce_mean(x, [1, 2], keepdims=True), training=training)
         x = self.project_pooled(self.pooled(x, training=training), training=training)
         x = self.add(local, x, training=training)
-        return {"mask_logits": self.logits(x, training=training)}
+        return {"mask_logits": tf.cast(self.logits(x, training=training), tf.float32)}
 
     def segment(self, images, training=False):
         """Logits at the size of `tail`; arguments as of `body`, returns as `tail`."""

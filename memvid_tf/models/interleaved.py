@@ -284,7 +284,7 @@ class InterleavedDetector(tf_keras.Model):
         """
         steps, batch = tf.shape(features)[0], tf.shape(features)[1]
         state = self.initial_state(batch)
-        spec = [tf.TensorArray(tf.float32, steps + extra) for extra in (0, 1, 1)]
+        spec = [tf.TensorArray(features.dtype, steps + extra) for extra in (0, 1, 1)]
         outputs, cs, hs = spec[0], spec[1].write(0, state.c), spec[2].write(0, state.h)
 
         def body(t, state, outputs, cs, hs):

@@ -185,7 +185,8 @@ class SingleFrameDetector(tf_keras.Model):
             large = [output_range(maps[f"{kind}_{k}"], training=False) for k in (0, 1)]
             small = [p(x, training=training) for p, x in zip(predictors[2:], extras)]
             small = tf.concat([by_anchor(p, outputs) for p in small], 1)
-            return tf.concat([*(by_anchor(p, outputs) for p in large), small], 1)
+            every = tf.concat([*(by_anchor(p, outputs) for p in large), small], 1)
+            return tf.cast(every, tf.float32)
 
         logits = 1 + self.config.num_classes
         return {

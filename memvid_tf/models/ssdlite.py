@@ -166,7 +166,7 @@ class SSDLite(tf_keras.layers.Layer):
             predicted = [
                 predictors[str(n)](m, training=training) for n, m in zip(self.anchors, maps)
             ]
-            return tf.concat([by_anchor(p, outputs) for p in predicted], 1)
+            return tf.cast(tf.concat([by_anchor(p, outputs) for p in predicted], 1), tf.float32)
 
         return {
             "box_encodings": concatenated(self.box_predictors, 4),

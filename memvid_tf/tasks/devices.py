@@ -7,10 +7,12 @@ scored in Python would otherwise be the worker's own. The library's runner is me
 workers meet: all restore what the chief wrote, and decide together which checkpoint is the best.
 """
 
+import contextlib
 import os
 import tempfile
 
 import tensorflow as tf
+import tf_keras
 from official.common import distribute_utils
 from official.core import config_definitions, train_lib, train_utils
 
@@ -18,7 +20,9 @@ from memvid_tf import files
 from memvid_tf.errors import UserError
 
 STRATEGIES = ("one_device", "mirrored", "multi_worker_mirrored")
-PRECISIONS = (None, "float32")
+# By `runtime.mixed_precision_dtype`. bfloat16 has the exponents of float32, so its gradients need no
+# loss scale, which float16's would.
+POLICIES = {None: "float32", "float32": "float32", "bfloat16": "mixed_bfloat16"}
 
 
 def strategy(runtime: config_definitions.RuntimeConfig) -> tf.distribute.Strategy:
@@ -42,8 +46,8 @@ def strategy(runtime: config_definitions.RuntimeConfig) -> tf.distribute.Strateg
         ),
         (
             "mixed_precision_dtype",
-            runtime.mixed_precision_dtype in PRECISIONS,
-            "float32; batch statistics and simulated quantization need it",
+            runtime.mixed_precision_dtype in POLICIES,
+            f"one of {tuple(POLICIES)}; float16 would need a loss scale",
         ),
         (
             "worker_hosts",
@@ -68,6 +72,29 @@ def strategy(runtime: config_definitions.RuntimeConfig) -> tf.distribute.Strateg
         )
     except ValueError as error:
         raise UserError(f"runtime: {error}") from error
+
+
+@contextlib.contextmanager
+def precision(runtime: config_definitions.RuntimeConfig, task: config_definitions.TaskConfig):
+    """Networks that are built in the block compute in `runtime.mixed_precision_dtype`. Weights,
+    batch statistics, losses and the optimizer stay float32.
+
+    Raises:
+      UserError: if simulated quantization, or a policy that learns on a network as it is, would be
+        rounded by it.
+    """
+    wanted, usual = POLICIES[runtime.mixed_precision_dtype], tf_keras.mixed_precision.global_policy()
+    quantization = getattr(task.model, "quantization", "none")
+    if wanted != "float32" and (quantization != "none" or hasattr(task, "base_model_dir")):
+        raise UserError(
+            f"runtime.mixed_precision_dtype {runtime.mixed_precision_dtype!r} is for the float "
+            f"phases; {task.name!r} with task.model.quantization {quantization!r} needs 'float32'"
+        )
+    tf_keras.mixed_precision.set_global_policy(wanted)
+    try:
+        yield
+    finally:
+        tf_keras.mixed_precision.set_global_policy(usual)
 
 
 def is_chief(strategy: tf.distribute.Strategy) -> bool:

@@ -213,7 +213,7 @@ def run(
             f"task.train_data.global_batch_size {params.task.train_data.global_batch_size} does "
             f"not divide among {replicas} replicas"
         )
-    with strategy.scope():
+    with devices.precision(params.runtime, params.task), strategy.scope():
         task = task_factory.get_task(params.task, logging_dir=model_dir)
         task.start_step = start
         # All that can be wrong is said before anything is written.
