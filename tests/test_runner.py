@@ -110,14 +110,14 @@ def assert_same(actual, boxes, logits, found):
 def in_turn(bundle, schedule, frames):
     """The Python runtime: extractor, heads and detections of every frame."""
     detector = InterleavedDetector(bundle)
-    state = detector.initial_state()
+    state = seen = detector.initial_state()
     for index, frame in enumerate(frames):
         extractor = schedule.pick(index)
         features = detector.extract(extractor, getattr(detector.prepare(frame), extractor))
         updates = detector.updates_state[extractor]
         boxes, logits, after = detector.step(features, state, updates or schedule.wants_candidate)
-        schedule.observe(extractor, after, state)
-        state = after if updates else state
+        schedule.observe(extractor, after, seen)
+        state, seen = after if updates else state, after
         yield extractor, boxes, logits, detector.post(boxes, logits)
 
 

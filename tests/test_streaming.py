@@ -136,7 +136,7 @@ def test_a_candidate_is_shown_to_the_policy():
     network = Tape(values=["f1"] * 8, observes="candidate")
     run(network, "adaptive", count=3)
     assert [asked[:2] for asked in network.asked] == [
-        ("f0 0", "empty"), ("f1 1", "f0 0"), ("f1 2", "f0 0"),
+        ("f0 0", "empty"), ("f1 1", "f0 0"), ("f1 2", "f1 1"),
     ]  # fmt: skip
 
 

@@ -261,13 +261,15 @@ def step_of_each(network: Network, features: dict[str, Any], state: Any, f0: np.
 def _roll_in_turn(network, features, batch, mode):
     """Yields the heads of every frame, and where f0 ran: one extractor a frame."""
     state, decides = network.initial_state(batch), picker(mode, network, batch)
+    seen = state
     for t in range(len(features["f0"])):
         f0 = decides.picks(t)
         both = {extractor: frames[t] for extractor, frames in features.items()}
         boxes, logits, written = step_of_each(network, both, state, f0)
         kept = written if mode.f1_updates else network.choose(f0, written, state)
-        decides.observe(f0, written if decides.wants_candidate else kept, state)
-        state = kept
+        after = written if decides.wants_candidate else kept
+        decides.observe(f0, after, seen)
+        state, seen = kept, after
         yield boxes, logits, f0
 
 
@@ -278,10 +280,10 @@ def _roll_beside(network, features, batch, mode):
     where it is wanted and not still running, as `runtime.AsyncRunner` does.
     """
     state, decides = network.initial_state(batch), picker(mode, network, batch)
-    nowhere = np.zeros(batch, bool)
+    nowhere, seen = np.zeros(batch, bool), state
     started = []
     for t in range(len(features["f0"])):
-        before, arrived = state, nowhere
+        arrived = nowhere
         source = t - mode.delay_frames if t else 0
         if t == 0 or source > 0:
             arrived = started[source] if t else ~nowhere
@@ -291,10 +293,8 @@ def _roll_beside(network, features, batch, mode):
         boxes, logits, candidate = network.step(features["f1"][t], state, "f1")
         running = np.any([nowhere, *(s for u, s in enumerate(started) if u > max(source, 0))], 0)
         started.append(decides.picks(t) & ~running)
-        seen = candidate if decides.wants_candidate else state
-        decides.observe(
-            started[t],
-            network.choose(arrived, state, seen),
-            network.choose(arrived, before, state),
-        )
+        after = candidate if decides.wants_candidate else state
+        after = network.choose(arrived, state, after)
+        decides.observe(started[t], after, seen)
+        seen = after
         yield boxes, logits, started[t]

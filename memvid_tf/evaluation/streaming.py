@@ -176,7 +176,7 @@ def stream_in_turn(
       What becomes ready, in order, and the frames on which f0 ran.
     """
     state, decides = network.initial_state(1), rollout.picker(mode, network, 1)
-    outputs, f0_frames, now = [], [], 0.0
+    outputs, f0_frames, now, seen = [], [], 0.0, state
     while (taken := camera.take(now)) is not None:
         frame, now = taken
         f0 = decides.picks(len(outputs))
@@ -187,8 +187,9 @@ def stream_in_turn(
         now += clock.extract_ms(extractor) + clock.memory_ms
         outputs.append(Output(now, frame, boxes[0], logits[0]))
         kept = written if mode.f1_updates else network.choose(f0, written, state)
-        decides.observe(f0, written if decides.wants_candidate else kept, state)
-        state = kept
+        after = written if decides.wants_candidate else kept
+        decides.observe(f0, after, seen)
+        state, seen = kept, after
         now += clock.policy_ms if mode.adaptive else 0.0
     return outputs, f0_frames
 
@@ -198,7 +199,7 @@ def stream_beside(
 ) -> tuple[list[Output], list[int]]:
     """The same with f0 beside f1: an asynchronous mode."""
     memory, decides = network.initial_state(1), rollout.picker(mode, network, 1)
-    outputs, f0_frames, now = [], [], 0.0
+    outputs, f0_frames, now, seen = [], [], 0.0, memory
     pending = None  # when the worker is done, and the memory it makes
     while (taken := camera.take(now)) is not None:
         frame, now = taken
@@ -218,10 +219,10 @@ def stream_beside(
         boxes, logits, candidate = network.step(features("f1", frame), memory, "f1")
         now += clock.memory_ms
         outputs.append(Output(now, frame, boxes[0], logits[0]))
-        if memory is not earlier:
-            decides.observe(starts, memory, earlier)
-        else:
-            decides.observe(starts, candidate if decides.wants_candidate else memory, memory)
+        shows_candidate = memory is earlier and decides.wants_candidate
+        after = candidate if shows_candidate else memory
+        decides.observe(starts, after, seen)
+        seen = after
         now += clock.policy_ms if mode.adaptive else 0.0
     return outputs, f0_frames
 

@@ -47,7 +47,8 @@ class PolicyConfig(hyperparams.Config):
       history: length of η (20 in LFS 3.4).
       observes: what c_t and h_t are after a frame of f1. "memory": the memory, which f1 leaves
         alone, so that its change is zero. "candidate": what f1 would have written, had it been
-        allowed to; the memory's own step computes it and it shows the frame at hand.
+        allowed to, which the memory's own step computes. It shows the frame at hand, and from one
+        frame of f1 to the next its change shows what happened there.
     """
 
     branch_channels: int = 47
@@ -100,7 +101,7 @@ class Policy(tf_keras.layers.Layer):
 
         Args:
           after: [B, H, W, C] float32 in [0, 6] each, c_t and h_t.
-          before: the same, c_{t-1} and h_{t-1}.
+          before: the same, c_{t-1} and h_{t-1}: what was observed a frame earlier.
           eta: [B, history] float32, `ETA_ONE` where f1 ran k steps ago (k = 1 first), else 0.
           training: whether observers are updated.
 

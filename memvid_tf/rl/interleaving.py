@@ -160,7 +160,7 @@ class InterleavingEnvironment:
         """Begins a game; returns what is known after frame 0."""
         clips = self._footage.clips
         self._state = self._detector.initial_state(clips)
-        self._rows = list(zip(*(stored(s) for s in self._state)))
+        self._rows = self._seen = list(zip(*(stored(s) for s in self._state)))
         self._history = ActionHistory(clips, self._config.history)
         self._t = 0
         return self._run(np.full(clips, F0, np.int32))
@@ -188,16 +188,17 @@ class InterleavingEnvironment:
         by_f0, by_f1 = (list(zip(*(stored(s) for s in state))) for state in written)
         # A map that did not change stays the same array, of which the replay keeps one.
         self._rows = [w if a == F0 else b for w, b, a in zip(by_f0, before, actions)]
-        seen = by_f0, by_f1 if self._config.observes == "candidate" else before
+        shown = by_f0, by_f1 if self._config.observes == "candidate" else before
         etas = [self._history.after(action == F0) for action in (F0, F1)]
         self._history.record(actions == F0)
         outcomes = [
             [
                 Observation(*after, *earlier, eta)
-                for after, earlier, eta in zip(states, before, rows)
+                for after, earlier, eta in zip(states, self._seen, rows)
             ]
-            for states, rows in zip(seen, etas)
+            for states, rows in zip(shown, etas)
         ]
+        self._seen = [shown[action][clip] for clip, action in enumerate(actions)]
         self._t += 1
         return TimeStep(
             actions,

@@ -104,7 +104,7 @@ class AsyncRunner:
         detector, executor, schedule = self._detector, self._executor, self._schedule
         if executor is None:
             executor = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="memvid_f0")
-        history = MemoryHistory()
+        history, seen = MemoryHistory(), detector.initial_state()
         memory: _Memory | None = None
         pending: concurrent.futures.Future[_Memory] | None = None
         try:
@@ -130,12 +130,11 @@ class AsyncRunner:
                 )
                 found = detector.post(boxes, logits)
                 done = time.perf_counter()
-                before = memory.state
                 if memory is not earlier:  # what f0 wrote says more than what f1 would have
                     after = memory.state
-                    before = detector.initial_state() if earlier is None else earlier.state
-                schedule.observe("f0" if refresh else "f1", after, before)
+                schedule.observe("f0" if refresh else "f1", after, seen)
                 end = time.perf_counter()
+                seen = after
                 update_ms = None
                 for written in (early, late):
                     if written is not None:

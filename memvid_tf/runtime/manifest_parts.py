@@ -137,17 +137,18 @@ class PostSpec:
 
 @dataclasses.dataclass(frozen=True)
 class PolicySpec:
-    """How the policy's graph is called (LFS 3.4). After every frame: the state after it, the same
-    tensors with the suffix `_before` for the state before it, and `eta`. The extractor of the next
-    frame is the one with the largest value in `q_values`, the first of equals; the first frame of a
-    video takes f0.
+    """How the policy's graph is called (LFS 3.4). After every frame: the state that it observes, the
+    same tensors with the suffix `_before` for what it observed after the frame before, which on the
+    first frame of a video is the initial state, and `eta`. The extractor of the next frame is the
+    one with the largest value in `q_values`, the first of equals; the first frame takes f0.
 
     Attributes:
       actions: the extractors, in the order of `q_values`.
       history: length of `eta`, whose element k - 1 tells of the frame k frames ago.
       eta_one: real value of an element of `eta` where f1 ran; 0 where f0 did, or nothing yet.
-      observes: the state after a frame of f1: "memory", which f1 left alone, or "candidate", what
-        the memory's step returned for f1, though it is not kept.
+      observes: what is observed after a frame of f1: "memory", which f1 left alone, or "candidate",
+        what the memory's step returned for f1, though it is not kept. After a frame of f0 it is the
+        memory, and asynchronously after every frame on which f0's result has arrived.
     """
 
     actions: tuple[str, ...]

@@ -49,8 +49,8 @@ class Policy:
         """Values of f0 and f1 for the next frame.
 
         Args:
-          after: the memory's state after the latest frame, as stored.
-          before: the state before it.
+          after: the state that is shown after the latest frame, as stored.
+          before: the one that was shown after the frame before.
           eta: [history] uint8, 1 where f1 ran k frames ago.
 
         Returns:

@@ -80,7 +80,7 @@ class SyncRunner:
           frames: [H, W, 3] uint8 RGB arrays, or frames that `detector.prepare` made before.
         """
         detector, schedule = self._detector, self._schedule
-        state = detector.initial_state()
+        state = seen = detector.initial_state()
         history = MemoryHistory()
         for index, frame in enumerate(frames):
             extractor = schedule.pick(index)
@@ -97,9 +97,9 @@ class SyncRunner:
             )
             found = detector.post(boxes, logits)
             done = time.perf_counter()
-            schedule.observe(extractor, after, state)
+            schedule.observe(extractor, after, seen)
             end = time.perf_counter()
-            state = after if updates else state
+            state, seen = after if updates else state, after
             if extractor == "f0":
                 history.written(index)
             yield FrameResult(

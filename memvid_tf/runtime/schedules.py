@@ -20,8 +20,8 @@ class Schedule(Protocol):
     """Picks the extractor of every frame.
 
     Attributes:
-      wants_candidate: whether `observe` wants, after a frame of f1, the state that f1 would have
-        written.
+      wants_candidate: whether what `observe` is shown after a frame of f1 is the state that f1
+        would have written, and not the memory.
     """
 
     wants_candidate: bool
@@ -30,7 +30,8 @@ class Schedule(Protocol):
         """The extractor of frame `frame_index` (from 0): "f0" or "f1"."""
 
     def observe(self, extractor: str, after: Any, before: Any) -> None:
-        """Takes note of a frame: what ran, and the memory's state after and before it."""
+        """Takes note of a frame: what ran, the state that is shown after it, and the one that was
+        shown after the frame before, which on the first is the empty memory."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,8 +144,8 @@ class PolicyNetwork(Protocol):
     spec: PolicySpec
 
     def q_values(self, after: Any, before: Any, eta: np.ndarray) -> np.ndarray:
-        """[2] float32 in the order of `ACTIONS`, of the memory's state after and before a frame and
-        η [history]."""
+        """[2] float32 in the order of `ACTIONS`, of what `Schedule.observe` is shown and η
+        [history]."""
 
 
 class AdaptiveSchedule:

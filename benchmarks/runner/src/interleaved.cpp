@@ -4,6 +4,7 @@
 // Graphs hand tensors on in shared memory, and the state has two homes that take turns. The worker
 // has memory of its own; between the threads a state is copied.
 
+#include <algorithm>
 #include <array>
 #include <atomic>
 #include <condition_variable>
@@ -93,6 +94,7 @@ class Schedule {
   }
 
   // Returns the time that the policy's invoke took.
+  // after: what is shown after this frame; before: what was shown after the frame before.
   double Observe(bool f0, const State& after, const State& before) {
     if (f0) next_ = frame_ + tau_ + 1;
     if (!adaptive_) return 0.0;
@@ -242,8 +244,6 @@ class Interleaved : public Sequence {
     for (State& state : states_) state = network_.Another(step_);
     if (asynchronous_) {
       worker_ = std::make_unique<Worker>(plan, network_);
-      candidate_ = network_.Another(step_);
-      network_.BindOutputs(step_, candidate_);
     } else {
       f0_ = &calls_["f0"];
       f0_->BindOutput("features", step_.input("features"));
@@ -262,32 +262,39 @@ class Interleaved : public Sequence {
     parts.extract = call.Run();
   }
 
-  void StepAndPost(Parts& parts) {
+  // Returns what the memory's step wrote.
+  const State& StepAndPost(Parts& parts) {
+    const State& written = Unused();
+    network_.BindInputs(step_, *memory_);
+    network_.BindOutputs(step_, written);
     parts.memory = step_.Run();
     parts.post = post_();
+    return written;
+  }
+
+  void Decide(const State& shown, Parts& parts) {
+    const double start = NowUs();
+    parts.policy = schedule_.Observe(parts.whole, shown, *shown_);
+    parts.schedule = NowUs() - start;
+    shown_ = &shown;
   }
 
   Parts InTurn(long frame) {
     Parts parts;
     parts.whole = schedule_.PicksF0(frame);
     const bool updates = parts.whole ? network_.f0_updates : network_.f1_updates;
-    State& next = Next();
-    network_.BindInputs(step_, *memory_);
-    network_.BindOutputs(step_, next);
     Extract(parts.whole ? *f0_ : f1_, parts.whole ? f0_images_ : f1_images_, frame, parts);
-    StepAndPost(parts);
-    const double done = NowUs();
+    const State& written = StepAndPost(parts);
     const bool changes = updates || schedule_.wants_candidate();
-    parts.policy = schedule_.Observe(parts.whole, changes ? next : *memory_, *memory_);
-    parts.schedule = NowUs() - done;
-    if (updates) Keep(next);
+    Decide(changes ? written : *memory_, parts);
+    if (updates) memory_ = &written;
     if (parts.whole) Written(frame);
     return parts;
   }
 
   Parts Beside(long frame) {
     Parts parts;
-    const State& before = *memory_;
+    const State* const before = memory_;
     Collect();
     parts.whole = schedule_.PicksF0(frame) && !worker_->busy();
     if (parts.whole) Prepare(f0_images_, frame, worker_->image(), parts);
@@ -301,12 +308,9 @@ class Interleaved : public Sequence {
     }
     Extract(f1_, f1_images_, frame, parts);
     Collect();  // f0 may have finished while f1 ran
-    network_.BindInputs(step_, *memory_);
-    StepAndPost(parts);
-    const double done = NowUs();
-    const bool candidate = memory_ == &before && schedule_.wants_candidate();
-    parts.policy = schedule_.Observe(parts.whole, candidate ? candidate_ : *memory_, before);
-    parts.schedule = NowUs() - done;
+    const State& candidate = StepAndPost(parts);
+    const bool shows_candidate = memory_ == before && schedule_.wants_candidate();
+    Decide(shows_candidate ? candidate : *memory_, parts);
     return parts;
   }
 
@@ -315,20 +319,18 @@ class Interleaved : public Sequence {
   }
 
   void Take(const Worker::Update& update) {
-    Copy(worker_->after(), Next());
-    Keep(Next());
+    const State& arrived = Unused();
+    Copy(worker_->after(), arrived);
+    memory_ = &arrived;
     update_us_.push_back(update.us);
     update_frames_.push_back(update.frame);
     Written(update.frame);
   }
 
-  // Where the next memory goes: not where the memory is, nor where it was when the frame began,
-  // though two updates can arrive on one frame.
-  State& Next() { return states_[kept_ % states_.size()]; }
-
-  void Keep(const State& state) {
-    memory_ = &state;
-    ++kept_;
+  // Where something can be written: neither the memory nor what the schedule was last shown.
+  const State& Unused() const {
+    const auto used = [&](const State& state) { return &state == memory_ || &state == shown_; };
+    return *std::find_if_not(states_.begin(), states_.end(), used);
   }
 
   void Written(long frame) {
@@ -363,10 +365,9 @@ class Interleaved : public Sequence {
   Call &f1_, &step_;
   Call* f0_ = nullptr;
   Post post_;
-  State empty_, candidate_;
+  State empty_;
   std::array<State, 3> states_;
-  const State* memory_ = &empty_;
-  size_t kept_ = 0;
+  const State *memory_ = &empty_, *shown_ = &empty_;
   long first_ = -1, latest_ = -1, writes_ = 0;
   std::vector<double> update_us_, update_frames_;
   std::unique_ptr<Worker> worker_;
