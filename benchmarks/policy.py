@@ -26,8 +26,8 @@ from memvid_tf.data import records
 FLAGS = flags.FLAGS
 
 
-GAMMAS = ("0.25", "0.5", "1", "2", "4")
-STEPS, QUICK_STEPS = 100, 10  # the first is that of the configuration
+GAMMAS = ("1", "2", "4", "8")
+STEPS, QUICK_STEPS = 60, 10  # the first is that of the configuration
 QUICK = ("task.windows=16", "task.ddqn.games_per_step=8", "task.ddqn.updates_per_step=2")
 SPLIT = "test"
 FIXED = ("f0", "1", "2", "3", "4", "6", "9", "14", "19", "29", "39")
@@ -43,7 +43,7 @@ def define_flags() -> None:
         "base", [], "A trained detector; one for each seed. Example: --base=runs/tiny_qat"
     )
     flags.DEFINE_string("work_dir", "runs/policy", "Trainings and bundles. Example: runs/policy")
-    flags.DEFINE_list("gammas", list(GAMMAS), "Speed rewards γ, ascending. Example: 0.5,1,2,4")
+    flags.DEFINE_list("gammas", list(GAMMAS), "Speed rewards γ, ascending. Example: 1,2,4,8")
     flags.DEFINE_bool("quick", False, "Train for seconds: shows that it works, proves no claim.")
     flags.DEFINE_string("latency", "", "Results of benchmarks.host. Example: host_policy.json")
     flags.DEFINE_string(

@@ -17,7 +17,7 @@ from tensorflow_model_optimization.python.core.quantization.keras.quantizers imp
 
 RELU6_RANGE = (0.0, 6.0)  # LFS 3.5
 SIGMOID_RANGE = (0.0, 255 / 256)  # fixed by the int8 LOGISTIC kernel of TFLite
-DIFFERENCE_RANGE = (-6.0, 6 * 127 / 128)  # of two states; zero is a level and the scale 6/128
+DIFFERENCE_RANGE = (-3.0, 3 * 127 / 128)  # of two states, whose own scale it has to 1/2 %
 IMAGE_RANGE = (-1.0, 127 / 128)  # uint8 / 128 - 1: the int8 image is then uint8 ^ 0x80
 
 

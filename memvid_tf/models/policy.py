@@ -33,6 +33,9 @@ from memvid_tf.models.interleaved import (
 
 ETA_ONE = RELU6_RANGE[1]
 OBSERVES = ("memory", "candidate")
+# From one frame to the next a state changes by a twentieth of itself. At first, a change counts as
+# much as what is there: else it is what is there that is learned, by heart.
+CHANGE_GAIN = 10.0
 
 
 @dataclasses.dataclass
@@ -87,9 +90,15 @@ class Policy(tf_keras.layers.Layer):
                 strides=config.branch_strides,
                 activation="relu6",
                 scheme=scheme,
+                kernel_initializer=tf_keras.initializers.VarianceScaling(2.0 * gain**2, "fan_in"),
                 name=f"branch_{name}",
             )
-            for name in ("c", "h", "c_change", "h_change")
+            for name, gain in (
+                ("c", 1.0),
+                ("h", 1.0),
+                ("c_change", CHANGE_GAIN),
+                ("h_change", CHANGE_GAIN),
+            )
         ]
         self.depthwise = DepthwiseConv(3, strides=config.strides, scheme=scheme, name="depthwise")
         self.pointwise = Conv(config.channels, activation="relu6", scheme=scheme, name="pointwise")
