@@ -60,7 +60,7 @@ class PolicyConfig(hyperparams.Config):
     channels: int = 144
     strides: int = 2
     history: int = 20
-    observes: str = "memory"
+    observes: str = "candidate"
 
 
 class Policy(tf_keras.layers.Layer):

@@ -62,6 +62,8 @@ def every_frame(model, frames, training: bool = False):
 class SingleFrameTask(ClipTask):
     """See the module."""
 
+    replicates = True
+
     def build_model(self):
         config = self.task_config.model
         try:
