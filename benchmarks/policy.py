@@ -91,16 +91,7 @@ class Policies:
     def everything(self) -> list[pipeline.Step]:
         """All that is trained and measured."""
         where = {"input_path": os.path.abspath(self.data)}
-        found = [
-            pipeline.evaluation(
-                f"fixed and random schedules, seed {self.seed}",
-                (*FIXED, *RANDOM),
-                self.path("results", "fixed_float.json"),
-                model_dir=os.path.abspath(self.base),
-                simulate_quantization=False,
-                **where,
-            )
-        ]
+        found = []
         for number, gamma in enumerate(self.gammas):
             model_dir, title = self.trained(gamma), f"γ={gamma}, seed {self.seed}"
             bundle = self.path("bundles", f"gamma_{gamma}")
@@ -123,6 +114,17 @@ class Policies:
                     **where,
                 ),
             ]
+        # The base itself may have been validated on fewer frames of each clip.
+        found.append(
+            pipeline.evaluation(
+                f"fixed and random schedules, seed {self.seed}",
+                (*FIXED, *RANDOM),
+                self.path("results", "fixed_float.json"),
+                model_dir=self.trained(self.gammas[0]),
+                simulate_quantization=False,
+                **where,
+            )
+        )
         return found
 
     def _training(self, gamma, watched):

@@ -3,7 +3,6 @@
 import dataclasses
 import pathlib
 import re
-import shlex
 import subprocess
 import sys
 
@@ -15,60 +14,22 @@ from official.modeling import optimization
 import memvid_tf  # noqa: F401  (before TensorFlow)
 from memvid_tf.data import conversion, synthetic
 from memvid_tf.models.interleaved import InterleavedConfig
+from memvid_tf.models.zoo import headers
 from memvid_tf.tasks import configuration, training  # noqa: F401  (registers the experiments)
 from memvid_tf.tasks.classification import ClassificationTaskConfig
 
 REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
 FILES = sorted(path.relative_to(REPOSITORY) for path in (REPOSITORY / "configs").glob("*.yaml"))
-COMMAND = re.compile(r"python -m ((?:.*\\\n)*.*)")
 CHAIN = ("_classification", "", "_qat", "_policy")
 every_config = pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 
 
-@dataclasses.dataclass(frozen=True)
-class Command:
-    """`python -m module words --flag=value ...`; a flag may come several times."""
-
-    module: str
-    words: tuple[str, ...]
-    flags: tuple[tuple[str, str], ...]
-
-    def all(self, name: str) -> list[str]:
-        return [value for flag, value in self.flags if flag == name]
-
-    def one(self, name: str, default: str = "") -> str:
-        return (self.all(name) or [default])[-1]
-
-
 def header(path) -> dict[str, str]:
-    """The fields of the comment on top, `# Name: text`, whose text may go on in further lines."""
-    fields, name = {}, None
-    for line in (REPOSITORY / path).read_text(encoding="utf-8").splitlines():
-        if not line.startswith("#"):
-            break
-        line = line.removeprefix("#").rstrip()
-        start = re.match(r" (\S+):\s+(.*)", line)
-        if start:
-            name, line = start.groups()
-        if name:
-            fields.setdefault(name, []).append(line.strip())
-    return {name: "\n".join(lines) for name, lines in fields.items()}
+    return headers.header(REPOSITORY / path)
 
 
-def commands(text: str) -> list[Command]:
-    """The commands of a field of a header."""
-    found = []
-    for match in COMMAND.finditer(text):
-        module, *arguments = shlex.split(match[1].replace("\\\n", " "))
-        flags = [argument[2:].partition("=")[::2] for argument in arguments if argument[:2] == "--"]
-        words = [argument for argument in arguments if argument[:2] != "--"]
-        found.append(Command(module, tuple(words), tuple(flags)))
-    return found
-
-
-def training_command(path) -> Command:
-    (command,) = commands(header(path)["Command"])
-    return command
+def training_command(path) -> headers.Command:
+    return headers.training_command(REPOSITORY / path)
 
 
 def load(path):
@@ -115,12 +76,12 @@ def test_the_header_says_what_it_is_and_how_to_run_it(path):
     assert command.all("config_file")[-1] == str(path)
     for name in re.findall(r"configs/\w+\.yaml", "\n".join(fields.values())):
         assert (REPOSITORY / name).is_file(), name
-    assert commands(fields["Next"]) or "configs/" in fields["Next"]
+    assert headers.commands(fields["Next"]) or "configs/" in fields["Next"]
 
 
 @every_config
 def test_every_command_of_the_header_is_accepted(path):
-    for command in commands("\n".join(header(path).values())):
+    for command in headers.commands("\n".join(header(path).values())):
         arguments = [f"--{name}={value}" if value else f"--{name}" for name, value in command.flags]
         result = subprocess.run(
             [sys.executable, "-m", command.module, *command.words, *arguments, "--only_check_args"],
@@ -162,7 +123,7 @@ def test_network_and_data_agree(path):
     made = [
         command
         for other in FILES
-        for command in commands(header(other).get("Data", ""))
+        for command in headers.commands(header(other).get("Data", ""))
         if command.one("output") in (task.train_data.input_path, task.validation_data.input_path)
     ]
     for data in (task.train_data, task.validation_data):
@@ -195,7 +156,7 @@ def test_network_and_data_agree(path):
         (command,) = [
             command
             for other in FILES
-            for command in commands(header(other).get("Data", ""))
+            for command in headers.commands(header(other).get("Data", ""))
             if command.one("output") == still_path
         ]
         layout = conversion.open_layout(command.one("dataset"), ".")

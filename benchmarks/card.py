@@ -1,0 +1,87 @@
+r"""Scores a ready bundle of the zoo on a few clips and writes that into its card.
+
+  python -m benchmarks.card --bundle=memvid_tf/models/zoo/bundles/interleaved_policy \
+    --preset=eventful --clips=10 --modes=f0,1,4,9,adaptive --command="python -m export …"
+
+The clips are the first test clips of a preset of the synthetic set, each of which depends on nothing
+but its number. A test scores every ready bundle again and compares.
+"""
+
+import dataclasses
+import os
+import tempfile
+
+from absl import flags
+
+from memvid_tf import errors
+
+FLAGS = flags.FLAGS
+
+
+def define_flags() -> None:
+    """The flags of this program."""
+    flags.DEFINE_string("bundle", None, "The bundle. Example: …/zoo/bundles/interleaved_policy")
+    flags.DEFINE_string("preset", "eventful", "Of the synthetic set. Example: --preset=demo")
+    flags.DEFINE_integer("clips", 10, "Test clips. Example: --clips=10", 1)
+    flags.DEFINE_list("modes", ["f0", "9", "adaptive"], "Inference modes. Example: f0,9,adaptive")
+    flags.DEFINE_string("command", None, "The commands that made the bundle, for the reader.")
+
+
+def score(bundle: str, preset: str, clips: int, modes) -> dict[str, dict[str, float]]:
+    """mAP and share of f0 of a bundle by mode.
+
+    Args:
+      bundle: folder of an interleaved detector.
+      preset: of the synthetic set.
+      clips: of its test clips, from the first on.
+      modes: see `rollout.parse_mode`.
+    """
+    from memvid_tf import evaluate
+    from memvid_tf.data import clips as reading
+    from memvid_tf.data import sharding, synthetic
+    from memvid_tf.evaluation import scoring
+
+    what = evaluate.from_bundle(bundle)
+    config = dataclasses.replace(synthetic.PRESETS[preset], train_clips=1, test_clips=clips)
+    with tempfile.TemporaryDirectory() as folder:
+        data = sharding.write_dataset(folder, synthetic.plan(config), workers=0)[0].folder
+        stream = reading.clip_dataset(what.data.replace(input_path=str(data), split="test"))
+        results = scoring.evaluate(
+            what.network, stream.as_numpy_iterator(), what.modes(modes), what.labels, what.coder
+        )
+    found = {mode: result.to_json() for mode, result in results.items()}
+    return {
+        mode: {"mean_ap": result["mean_ap"], "f0_share": result["f0_share"]}
+        for mode, result in found.items()
+    }
+
+
+def main(argv):
+    if len(argv) > 1:
+        raise errors.UserError(f"unexpected argument {argv[1]!r}; every option is a --flag")
+    if not FLAGS.bundle or not FLAGS.command:
+        raise errors.UserError("--bundle and --command are needed; see --help for an example")
+    from memvid_tf import files, provenance
+    from memvid_tf.data import synthetic
+    from memvid_tf.models import zoo
+
+    if FLAGS.preset not in synthetic.PRESETS:
+        allowed = ", ".join(synthetic.PRESETS)
+        raise errors.UserError(f"--preset={FLAGS.preset} is not one of {allowed}")
+    card = {
+        "command": FLAGS.command,
+        "data": "python -m memvid_tf.data synthetic "
+        f"--preset={FLAGS.preset} --output=data/{FLAGS.preset}",
+        "preset": FLAGS.preset,
+        "clips": FLAGS.clips,
+        "modes": score(FLAGS.bundle, FLAGS.preset, FLAGS.clips, FLAGS.modes),
+        "provenance": provenance.describe(),
+    }
+    path = os.path.join(FLAGS.bundle, zoo.CARD)
+    files.write_json(path, card)
+    print(f"written: {path}")
+
+
+if __name__ == "__main__":
+    define_flags()
+    errors.run(main)

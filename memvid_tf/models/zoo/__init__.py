@@ -1,0 +1,154 @@
+"""The zoo: the networks of the papers that the repository has, and what is known about each.
+
+How a network is made is written in the header of its configuration (`zoo.headers`), with which an
+entry begins: what the zoo says is what the programs run. Some entries have a trained bundle of their
+tiny twin in `bundles/`, which runs at once.
+"""
+
+import dataclasses
+import json
+import pathlib
+
+from memvid_tf.errors import UserError
+
+ROOT = pathlib.Path(__file__).resolve().parents[3]
+BUNDLES = pathlib.Path(__file__).resolve().parent / "bundles"
+CARD = "card.json"  # in a bundle: the command that made it, and its accuracy on some clips
+LFS, PW = "Looking Fast and Slow", "Patchwork"
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """A network.
+
+    Attributes:
+      name: in the zoo.
+      what: it is, in a line.
+      paper: which, and where in it.
+      reported: what the paper says of it; "" where it says nothing.
+      config, tiny: configurations at paper scale and of the tiny twin, without folder and suffix.
+      settings: `key=value` pairs that are laid over the one at paper scale.
+    """
+
+    name: str
+    what: str
+    paper: str
+    reported: str
+    config: str
+    tiny: str
+    settings: tuple[str, ...] = ()
+
+    @property
+    def bundle(self) -> pathlib.Path | None:
+        """Folder of the twin's trained bundle, or None."""
+        path = BUNDLES / self.name
+        return path if path.is_dir() else None
+
+    @property
+    def card(self) -> dict:
+        """What is known about that bundle; empty without one."""
+        return json.loads((self.bundle / CARD).read_text()) if self.bundle else {}
+
+
+def config_path(name: str) -> pathlib.Path:
+    """The file of a configuration.
+
+    Raises:
+      UserError: outside of a checkout, to which the configurations belong.
+    """
+    path = ROOT / "configs" / f"{name}.yaml"
+    if not path.is_file():
+        raise UserError(f"{str(path)!r} is not there; the zoo is read in a checkout of memvid_tf")
+    return path
+
+
+SECTIONS_WITH_SIZE = ("model", "train_data", "validation_data")
+
+
+def _ssdlite(alpha: str, reported: str) -> Entry:
+    sizes = (f"task.{section}.image_size=[320,320]" for section in SECTIONS_WITH_SIZE)
+    return Entry(
+        f"ssdlite_{alpha}",
+        f"MobileNetV2-SSDLite of single frames, α = {alpha}, 320 px",
+        f"{LFS}, table 2",
+        reported,
+        "detector",
+        "detector_tiny",
+        (f"task.model.depth_multiplier={alpha}", *sizes),
+    )
+
+
+ENTRIES = (
+    Entry(
+        "interleaved",
+        "memory-guided interleaved detector: f0 α = 1.4 at 320 px, f1 α = .35 at 160 px",
+        f"{LFS}, table 2, interleaved",
+        "61.4 mAP at τ = 9, 190 M multiply-adds, 4.9 M parameters",
+        "interleaved",
+        "interleaved_tiny",
+    ),
+    Entry(
+        "interleaved_int8",
+        "the same, quantization-aware",
+        f"{LFS}, table 2, + quantization",
+        "60.3 mAP at τ = 9",
+        "interleaved_qat",
+        "interleaved_tiny_qat",
+    ),
+    Entry(
+        "interleaved_policy",
+        "the same with the policy that learns which extractor runs next",
+        f"{LFS}, table 2, + quantization + adaptive",
+        "202 M multiply-adds, 5 M parameters",
+        "interleaved_policy",
+        "interleaved_tiny_policy",
+    ),
+    _ssdlite("1.4", "1345 M multiply-adds, 6.4 M parameters"),
+    _ssdlite("1.0", "710 M multiply-adds, 3.5 M parameters"),
+    _ssdlite("0.5", "266 M multiply-adds, 1.1 M parameters"),
+    _ssdlite("0.35", "204 M multiply-adds, 0.6 M parameters"),
+    Entry(
+        "detector",
+        "MobileNetV2-SSDLite of single frames, α = 1, 384 px: the twin of detector_patchwork",
+        f"{PW}, table 1, single-frame",
+        "54.7 mAP",
+        "detector",
+        "detector_tiny",
+    ),
+    Entry(
+        "detector_patchwork",
+        "Patchwork: one window of each frame, a quarter of it, picked by attention",
+        f"{PW}, table 1, M = 4, N = 2, DQN",
+        "54.3 mAP, 543 MFLOPs, of which a multiply-add is two",
+        "detector_patchwork",
+        "detector_patchwork_tiny",
+    ),
+    Entry(
+        "segmenter",
+        "MobileNetV2 with a DeepLab-style head, binary masks, 384 px",
+        f"{PW}, 4.2, single-frame",
+        "J 63.6, F 59.5 on DAVIS 2016",
+        "segmenter",
+        "segmenter_tiny",
+    ),
+    Entry(
+        "segmenter_patchwork",
+        "Patchwork of masks",
+        f"{PW}, 4.2",
+        "J 62.1, F 58.8 on DAVIS 2016",
+        "segmenter_patchwork",
+        "segmenter_patchwork_tiny",
+    ),
+)
+
+
+def find(name: str) -> Entry:
+    """The entry of a name.
+
+    Raises:
+      UserError: naming those that there are.
+    """
+    for entry in ENTRIES:
+        if entry.name == name:
+            return entry
+    raise UserError(f"{name!r} is not in the zoo; it has {', '.join(e.name for e in ENTRIES)}")

@@ -1,0 +1,106 @@
+r"""Lists the networks of the papers, and shows what is known about one.
+
+    python -m memvid_tf.models.zoo list
+    python -m memvid_tf.models.zoo show interleaved
+
+show counts the network at paper scale, which takes seconds, and prints the commands that train,
+export and run it and its tiny twin. Where a trained bundle of the twin lies in the repository it says
+how to run that at once.
+"""
+
+from absl import flags
+
+from memvid_tf import errors
+from memvid_tf.models import zoo
+
+FLAGS = flags.FLAGS
+flags.DEFINE_bool(
+    "count", True, "show: whether to count the network, which loads TensorFlow. Example: --nocount"
+)
+FIELDS = ("Data", "Command", "Windows", "Hardware", "Hours", "Expected", "Result", "Next")
+
+
+def listing() -> str:
+    """All entries as a table."""
+    from tabulate import tabulate
+
+    rows = [
+        [entry.name, entry.what, entry.paper, "ready" if entry.bundle else ""]
+        for entry in zoo.ENTRIES
+    ]
+    return tabulate(rows, ["name", "what", "paper", "tiny bundle"], tablefmt="github")
+
+
+def page(entry: zoo.Entry, count: bool) -> str:
+    """What is known about an entry, as Markdown."""
+    from memvid_tf.models.zoo import headers
+
+    reported = entry.reported or "nothing about it alone"
+    parts = [f"# {entry.name}", f"{entry.what}.", f"{entry.paper}. The paper reports {reported}."]
+    if count:
+        parts.append(_costs(entry))
+    if entry.bundle:
+        parts.append(_ready(entry))
+    for title, config in (("At paper scale", entry.config), ("The tiny twin", entry.tiny)):
+        path = zoo.config_path(config)
+        lines = [f"## {title}: configs/{path.name}"]
+        if entry.settings and config == entry.config:
+            lines.append(f"Add to its command: `--params_override={','.join(entry.settings)}`")
+        fields = headers.header(path)
+        for field in FIELDS:
+            if field in fields:
+                lines.append(f"{field}:\n\n" + _indented(fields[field]))
+        parts.append("\n\n".join(lines))
+    return "\n\n".join(parts)
+
+
+def _costs(entry):
+    from tabulate import tabulate
+
+    from memvid_tf.models.zoo import costs
+
+    rows = [
+        [row.what, row.multiply_adds / 1e6, row.parameters and row.parameters / 1e6]
+        for row in costs.costs(entry)
+    ]
+    header = ["counted at paper scale", "multiply-adds, M", "parameters, M"]
+    return tabulate(rows, header, tablefmt="github", floatfmt=".2f", missingval="not counted apart")
+
+
+def _ready(entry):
+    from tabulate import tabulate
+
+    card = entry.card
+    path = entry.bundle.relative_to(zoo.ROOT)
+    rows = [[mode, result["mean_ap"], result["f0_share"]] for mode, result in card["modes"].items()]
+    table = tabulate(rows, ["mode", "mAP@.5", "share of f0"], tablefmt="github", floatfmt=".3f")
+    return "\n\n".join(
+        [
+            f"## Ready to run: {path}",
+            f"Made by:\n\n{_indented(card['command'])}",
+            f"On the first {card['clips']} test clips of the set that\n\n{_indented(card['data'])}"
+            "\n\nmakes:",
+            table,
+            _indented(f"python -m memvid_tf.detect --bundle={path} --video=VIDEO --output=seen.mp4"),
+        ]
+    )
+
+
+def _indented(text: str) -> str:
+    return "\n".join(f"    {line}" for line in text.splitlines())
+
+
+def main(argv):
+    if argv[1:] == ["list"]:
+        print(listing())
+    elif len(argv) == 3 and argv[1] == "show":
+        print(page(zoo.find(argv[2]), FLAGS.count))
+    else:
+        raise errors.UserError(
+            f"{' '.join(argv[1:]) or 'nothing'!r} is not 'list' or 'show NAME'; for example "
+            "python -m memvid_tf.models.zoo show interleaved"
+        )
+
+
+if __name__ == "__main__":
+    errors.run(main)

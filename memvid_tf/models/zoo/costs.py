@@ -1,0 +1,71 @@
+"""What a network costs: multiply-adds and parameters of a frame, counted in the network itself."""
+
+from typing import NamedTuple
+
+import tensorflow as tf
+
+from memvid_tf.evaluation.checkpoint_windows import CheckpointWindows
+from memvid_tf.evaluation.counting import count
+from memvid_tf.layers.conv_lstm import EXTRACTORS, State
+from memvid_tf.models.attentive import AttentiveNetwork
+from memvid_tf.models.interleaved import InterleavedConfig, InterleavedDetector
+from memvid_tf.models.patchwork import NETWORKS
+from memvid_tf.models.policy import Policy
+from memvid_tf.models.zoo import Entry, config_path, headers
+from memvid_tf.tasks import configuration, training  # noqa: F401  (registers the experiments)
+
+
+class Row(NamedTuple):
+    """What is counted, multiply-adds, and parameters where they are counted."""
+
+    what: str
+    multiply_adds: int
+    parameters: int | None = None
+
+
+def task(entry: Entry, config: str):
+    """The task of a configuration of an entry, as the header's command trains it."""
+    command = headers.training_command(config_path(config))
+    files = [str(config_path(name[8:-5])) for name in command.all("config_file")]
+    experiment = command.one("experiment", "interleaved")
+    return configuration.load(experiment, files, ",".join(entry.settings)).task
+
+
+def costs(entry: Entry) -> list[Row]:
+    """Rows at paper scale. Takes seconds: the network is built and traced."""
+    found = task(entry, entry.config)
+    if isinstance(found.model, InterleavedConfig):
+        return _interleaved(found.model, getattr(found, "policy", None))
+    if not hasattr(found, "windows"):
+        frame = tf.TensorSpec([1, *found.model.image_size, 3], tf.uint8)
+        whole = count(NETWORKS[type(found.model)](found.model), frame)
+        return [Row("a frame", whole.multiply_adds, whole.parameters)]
+    model = AttentiveNetwork(found.model, found.windows, found.attention)
+    counted = CheckpointWindows(model.patchwork, model.attention).costs
+    return [
+        Row("a frame seen whole", counted.full),
+        Row("a window and the tail", counted.window),
+        Row("attention", counted.attention),
+    ]
+
+
+def _interleaved(config, policy):
+    model = InterleavedDetector(config)
+    state = State(*[tf.TensorSpec([1, *model.map_size, config.state_channels])] * 2)
+
+    def frame(extractor):
+        def run(image, c, h):
+            features = model.extract(image, extractor)
+            return model.detect(model.step(features, State(c, h), extractor)[0])
+
+        return run
+
+    rows = []
+    for extractor in EXTRACTORS:
+        image = tf.TensorSpec([1, *model.frame_size(extractor), 3])
+        cost = count(frame(extractor), image, *state)
+        rows.append(Row(f"a frame of {extractor}", cost.multiply_adds, cost.parameters))
+    if policy is not None:
+        cost = count(Policy(policy), state, state, tf.TensorSpec([1, policy.history]))
+        rows.append(Row("the policy", cost.multiply_adds, cost.parameters))
+    return rows
