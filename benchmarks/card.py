@@ -36,18 +36,25 @@ def score(bundle: str, preset: str, clips: int, modes) -> dict[str, dict[str, fl
       clips: of its test clips, from the first on.
       modes: see `rollout.parse_mode`.
     """
-    from memvid_tf import evaluate
     from memvid_tf.data import clips as reading
     from memvid_tf.data import sharding, synthetic
-    from memvid_tf.evaluation import scoring
+    from memvid_tf.evaluation import rollout, scoring
+    from memvid_tf.evaluation.bundle_network import BundleNetwork
+    from memvid_tf.runtime.bundle import Bundle
 
-    what = evaluate.from_bundle(bundle)
+    loaded = Bundle.load(bundle)
+    manifest = loaded.manifest
+    reader = reading.ClipConfig(manifest.config["task"]["validation_data"])
     config = dataclasses.replace(synthetic.PRESETS[preset], train_clips=1, test_clips=clips)
     with tempfile.TemporaryDirectory() as folder:
         data = sharding.write_dataset(folder, synthetic.plan(config), workers=0)[0].folder
-        stream = reading.clip_dataset(what.data.replace(input_path=str(data), split="test"))
+        stream = reading.clip_dataset(reader.replace(input_path=str(data), split="test"))
         results = scoring.evaluate(
-            what.network, stream.as_numpy_iterator(), what.modes(modes), what.labels, what.coder
+            BundleNetwork(loaded),
+            stream.as_numpy_iterator(),
+            [rollout.parse_mode(mode) for mode in modes],
+            loaded.labels,
+            manifest.box_coder,
         )
     found = {mode: result.to_json() for mode, result in results.items()}
     return {

@@ -1,6 +1,5 @@
 """The shipped configurations load, build and fit their data, and their headers are true."""
 
-import dataclasses
 import pathlib
 import re
 import subprocess
