@@ -47,7 +47,8 @@ def score(bundle: str, preset: str, clips: int, modes) -> dict[str, dict[str, fl
     reader = reading.ClipConfig(manifest.config["task"]["validation_data"])
     config = dataclasses.replace(synthetic.PRESETS[preset], train_clips=1, test_clips=clips)
     with tempfile.TemporaryDirectory() as folder:
-        data = sharding.write_dataset(folder, synthetic.plan(config), workers=0)[0].folder
+        path = os.path.join(folder, "data")
+        data = sharding.write_dataset(path, synthetic.plan(config), workers=0)[0].folder
         stream = reading.clip_dataset(reader.replace(input_path=str(data), split="test"))
         results = scoring.evaluate(
             BundleNetwork(loaded),

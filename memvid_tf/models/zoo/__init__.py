@@ -42,7 +42,7 @@ class Entry:
     def bundle(self) -> pathlib.Path | None:
         """Folder of the twin's trained bundle, or None."""
         path = BUNDLES / self.name
-        return path if path.is_dir() else None
+        return path if (path / CARD).is_file() else None
 
     @property
     def card(self) -> dict:
