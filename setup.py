@@ -11,6 +11,7 @@ setup(
     version="0.1.0",
     description="Video detection and segmentation with memory, from training to .tflite",
     packages=find_packages(include=["memvid_tf", "memvid_tf.*"]),
+    package_data={"memvid_tf.models.zoo": ["bundles/*/*", "bundles/*/golden/*"]},
     python_requires=">=3.11,<3.12",
     install_requires=[
         "tensorflow~=2.20.0",
