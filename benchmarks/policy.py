@@ -30,7 +30,7 @@ GAMMAS = ("1", "2", "4", "8")
 STEPS, QUICK_STEPS = 60, 10  # the first is that of the configuration
 QUICK = ("task.windows=16", "task.ddqn.games_per_step=8", "task.ddqn.updates_per_step=2")
 SPLIT = "test"
-FIXED = ("f0", "1", "2", "3", "4", "6", "9", "14", "19", "29", "39")
+FIXED = ("f0", "1", "2", "3", "4", "6", "9", "14", "19", "29", "39", "79")
 RANDOM = ("random5", "random10", "random20", "random33")
 # What int8 costs a fixed schedule, to see beside what it costs the policies.
 INT8_FIXED = ("4", "9", "19")
