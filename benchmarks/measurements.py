@@ -180,6 +180,7 @@ class Summary:
       p50_ms: median over the repeats of their medians.
       mean_ms: median over the repeats of their means: what a frame costs in the long run.
       p90_ms, p95_ms, p99_ms, max_ms: of all samples.
+      tail: median over the repeats of p99 over p50, which one disturbed repeat does not spoil.
       fps: frames a second that `mean_ms` allows.
       per_repeat_ms: what two results are compared by: medians of a graph, means of a schedule.
       overhead_share: time of a schedule outside its invokes, as a part of the invokes; None for
@@ -197,6 +198,7 @@ class Summary:
     p95_ms: float
     p99_ms: float
     max_ms: float
+    tail: float
     per_repeat_ms: tuple[float, ...]
     overhead_share: float | None
     effective_tau: float | None
@@ -218,6 +220,7 @@ def summaries(measurements: Iterable[Measurement]) -> list[Summary]:
 def _summary(setting: Setting, group: Sequence[Measurement]) -> Summary:
     medians = [float(np.median(m.latency_ms)) for m in group]
     means = [float(np.mean(m.latency_ms)) for m in group]
+    tails = [float(np.percentile(m.latency_ms, 99)) / p50 for m, p50 in zip(group, medians)]
     samples = np.concatenate([m.latency_ms for m in group])
     p90, p95, p99 = np.percentile(samples, [90, 95, 99])
     invoked = [sum(m.result.get("invoke_us", ())) for m in group]
@@ -231,6 +234,7 @@ def _summary(setting: Setting, group: Sequence[Measurement]) -> Summary:
         setting=setting, first=group[0], repeats=len(group), samples=len(samples),
         p50_ms=statistics.median(medians), mean_ms=statistics.median(means),
         p90_ms=float(p90), p95_ms=float(p95), p99_ms=float(p99), max_ms=float(samples.max()),
+        tail=statistics.median(tails),
         per_repeat_ms=tuple(medians if setting.kind == "graph" else means),
         overhead_share=overhead, effective_tau=statistics.median(taus) if taus else None,
     )  # fmt: skip

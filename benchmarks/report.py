@@ -67,8 +67,8 @@ def grouped(measurements: Sequence[schema.Measurement]) -> dict[str, list[schema
 
 
 HEADER = (
-    "subject", "what", "p50 ms", "mean ms", "p90 ms", "p99 ms", "max ms", "fps", "overhead",
-    "effective τ", "repeats",
+    "subject", "what", "p50 ms", "mean ms", "p90 ms", "p99 ms", "max ms", "p99/p50", "fps",
+    "overhead", "effective τ", "repeats",
 )  # fmt: skip
 
 
@@ -80,8 +80,8 @@ def rows(group: Sequence[schema.Summary]) -> list[list[str]]:
         overhead = "" if s.overhead_share is None else f"{100 * s.overhead_share:.2f} %"
         tau = "" if s.effective_tau is None else f"{s.effective_tau:.1f}"
         table.append(
-            [s.setting.subject, s.setting.name, *(f"{ms:.3f}" for ms in times), f"{s.fps:.0f}",
-             overhead, tau, str(s.repeats)]
+            [s.setting.subject, s.setting.name, *(f"{ms:.3f}" for ms in times), f"{s.tail:.2f}",
+             f"{s.fps:.0f}", overhead, tau, str(s.repeats)]
         )  # fmt: skip
     return table
 
@@ -135,8 +135,8 @@ def markdown(measurements: Sequence[schema.Measurement]) -> str:
     dates = sorted(m.date for m in measurements)
     lines.append(
         f"{len(measurements)} repeats, {dates[0]} to {dates[-1]}. Median over repeats of their "
-        "medians and means; percentiles and maximum of all samples. Overhead is time outside the "
-        "invokes."
+        "medians, means and p99/p50; percentiles and maximum of all samples. Overhead is time "
+        "outside the invokes."
     )
     for title, group in grouped(measurements).items():
         lines += ["", f"## {title}", ""]

@@ -89,6 +89,7 @@ def test_summaries_are_medians_over_repeats():
     assert (found.repeats, found.samples, found.effective_tau) == (3, 15, 9.5)
     assert found.fps == 250.0 and found.per_repeat_ms == (22.0, 4.0, 2.0)
     assert found.overhead_share == pytest.approx(110 / 109 - 1)
+    assert found.tail == pytest.approx(5.96 / 4)  # of (4 + .96·96) / 3, (5 + .96) / 4 and 1
 
 
 def test_a_difference_is_claimed_only_where_there_is_one():
