@@ -1,5 +1,6 @@
 """What a network costs: multiply-adds and parameters of a frame, counted in the network itself."""
 
+import pathlib
 from typing import NamedTuple
 
 import tensorflow as tf
@@ -26,7 +27,8 @@ class Row(NamedTuple):
 def task(entry: Entry, config: str):
     """The task of a configuration of an entry, as the header's command trains it."""
     command = headers.training_command(config_path(config))
-    files = [str(config_path(name[8:-5])) for name in command.all("config_file")]
+    names = (pathlib.PurePath(name).stem for name in command.all("config_file"))
+    files = [str(config_path(name)) for name in names]
     experiment = command.one("experiment", "interleaved")
     return configuration.load(experiment, files, ",".join(entry.settings)).task
 
