@@ -99,7 +99,8 @@ class Policies:
                 self._training(gamma, watched=self.seed == 0 and gamma == middle(self.gammas)),
                 pipeline.evaluation(
                     f"adaptive in float, {title}",
-                    ("adaptive",),
+                    # The other schedules on the same frames as the policies, features extracted once.
+                    ("adaptive", *((*FIXED, *RANDOM) if not number else ())),
                     self.path("results", f"float_{gamma}.json"),
                     model_dir=model_dir,
                     simulate_quantization=False,
@@ -114,17 +115,6 @@ class Policies:
                     **where,
                 ),
             ]
-        # The base itself may have been validated on fewer frames of each clip.
-        found.append(
-            pipeline.evaluation(
-                f"fixed and random schedules, seed {self.seed}",
-                (*FIXED, *RANDOM),
-                self.path("results", "fixed_float.json"),
-                model_dir=self.trained(self.gammas[0]),
-                simulate_quantization=False,
-                **where,
-            )
-        )
         return found
 
     def _training(self, gamma, watched):
@@ -178,7 +168,7 @@ def point(mode: dict) -> tuple[float, float]:
 
 def measured(policies: Policies, clips: policy_clips.Clips) -> dict:
     """The numbers of one base."""
-    fixed = policies.modes("fixed_float")
+    fixed = policies.modes(f"float_{policies.gammas[0]}")
     families = {
         "fixed": {name: point(fixed[name]) for name in FIXED},
         "random": {name: point(fixed[name]) for name in RANDOM},
