@@ -12,6 +12,7 @@ from official.modeling import hyperparams, optimization
 
 import memvid_tf  # noqa: F401  (before TensorFlow)
 from memvid_tf.errors import UserError
+from memvid_tf.models.zoo import headers
 from memvid_tf.tasks import configuration
 
 EXPERIMENT = "test_configuration"
@@ -323,10 +324,10 @@ CONFIGS = sorted(
 def test_the_configurations_of_the_repository_load_with_the_command_of_their_header(path):
     from memvid_tf.tasks import training  # noqa: F401  (registers all experiments)
 
-    command, _, _ = path.read_text().replace("\\\n#", " ").partition("# Next:")
-    names = re.findall(r"--config_file=(\S+)", command)  # several where one is laid over another
+    command = headers.training_command(path)
+    names = command.all("config_file")  # several where one is laid over another
     assert names and names[-1] == f"configs/{path.name}"
-    (experiment,) = {*re.findall(r"--experiment=(\S+)", command)} or {detection_experiment()}
+    experiment = command.one("experiment", detection_experiment())
     files = [str(path.parent.parent / name) for name in names]
     params = configuration.load(experiment, files)
     if experiment == detection_experiment():
