@@ -195,6 +195,7 @@ class Run:
       phases: the trainings, the last one quantization-aware.
       overrides: `key=value` pairs of all phases.
       seed: of weights, schedules and data order.
+      validates: whether trainings are validated at their end, beside being scored afterwards.
     """
 
     folder: str
@@ -202,6 +203,7 @@ class Run:
     phases: tuple[Phase, ...]
     overrides: tuple[str, ...] = ()
     seed: int = 0
+    validates: bool = True
 
     def path(self, *parts: str) -> str:
         """A path in the folder."""
@@ -242,6 +244,7 @@ class Run:
             self.path(phase.name),
             phase.steps,
             experiment=phase.experiment,
+            mode="train_and_eval" if self.validates else "train",
         )
 
     def trainings(self) -> list[Step]:

@@ -23,14 +23,15 @@ from memvid_tf import errors
 FLAGS = flags.FLAGS
 KINDS = ("detector", "segmenter")
 STEPS = {
-    "detector": {"frames": 6000, "attention": 300, "windows": 1000},
-    "segmenter": {"frames": 3000, "attention": 300, "windows": 1000},
+    "detector": {"frames": 3000, "attention": 120, "windows": 600},
+    "segmenter": {"frames": 1500, "attention": 120, "windows": 600},
 }
 QUICK_STEPS = {"frames": 40, "attention": 10, "windows": 20}
 SIDE = 128  # of the configurations' frames
 # Single frames that cost as much as a window: the share of the frame, and their side.
 RESIZED = {"frames_1_4": SIDE // 2, "frames_1_16": SIDE // 4}
 WINDOWS = ((4, 2), (2, 1), (4, 1))
+SCANNED = "windows_2_1"  # no windows overlap; trained on random ones, without attention
 NO_CELL = "windows_4_2_nocell"
 # What is scored of each phase, in the order of the tables.
 MODES = {
@@ -38,7 +39,7 @@ MODES = {
     "frames_1_4": ("full",),
     "frames_1_16": ("full",),
     "windows_4_2": ("full", "random", "scanning", "dqn"),
-    "windows_2_1": ("full", "random", "scanning", "dqn"),
+    SCANNED: ("full", "random", "scanning"),
     "windows_4_1": ("full", "random", "scanning", "dqn"),
     NO_CELL: ("scanning", "dqn"),
 }
@@ -78,19 +79,23 @@ def phases(kind: str, counts: dict[str, int]) -> tuple[pipeline.Phase, ...]:
     for slices, adjacent in WINDOWS:
         name = f"{slices}_{adjacent}"
         size = (f"task.windows.slices={slices}", f"task.windows.adjacent={adjacent}")
-        found.append(
-            pipeline.Phase(
-                f"attention_{name}",
-                (f"{kind}_attention_tiny",),
-                counts["attention"],
-                size,
-                experiment=f"{kind}_attention",
-                follows="frames",
-                start_key="task.base_model_dir",
-                decays=False,
+        joint = dict(experiment=f"{kind}_patchwork", follows="frames")
+        if f"windows_{name}" == SCANNED:
+            size += ("task.q_learning.exploration=1",)
+        else:
+            joint["follows"] = f"attention_{name}"
+            found.append(
+                pipeline.Phase(
+                    f"attention_{name}",
+                    (f"{kind}_attention_tiny",),
+                    counts["attention"],
+                    size,
+                    experiment=f"{kind}_attention",
+                    follows="frames",
+                    start_key="task.base_model_dir",
+                    decays=False,
+                )
             )
-        )
-        joint = dict(experiment=f"{kind}_patchwork", follows=f"attention_{name}")
         configs = (*base, f"{kind}_patchwork_tiny")
         found.append(
             pipeline.Phase(f"windows_{name}", configs, counts["windows"], size, **joint)
@@ -281,6 +286,7 @@ def main(argv):
             phases(FLAGS.kind, counts),
             loop,
             seed,
+            validates=False,
         )
         for seed in seeds
     }
