@@ -72,6 +72,8 @@ def phases(kind: str, counts: dict[str, int]) -> tuple[pipeline.Phase, ...]:
         size = f"image_size=[{side},{side}]"
         sections = ("task.model", "task.train_data", "task.validation_data")
         pairs = tuple(f"{section}.{size}" for section in sections)
+        if kind == "detector" and side == RESIZED["frames_1_16"]:
+            pairs += ("task.model.extra_depths=[96]",)  # its map of 4×4 has room for two more
         # Nothing comes before it.
         found.append(
             pipeline.Phase(name, base, counts["frames"], pairs, experiment=kind, follows="")

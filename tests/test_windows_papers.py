@@ -2,6 +2,7 @@
 
 import flagless
 import pytest
+from official.core import task_factory
 
 import memvid_tf  # noqa: F401  (before TensorFlow)
 from benchmarks import claims, pipeline
@@ -47,6 +48,8 @@ def test_every_training_is_one_that_the_program_takes(kind):
             task = params.task
             for section in (task.model, task.train_data, task.validation_data):
                 assert tuple(section.image_size) == (side, side)
+            # Its maps fit so small a frame.
+            assert task_factory.get_task(task).build_model().trainable_variables
         known.add(phase.name)
     assert set(windows_papers.MODES) <= known
 
