@@ -5,6 +5,7 @@ DEMO_DIR ?= demo
 PYTEST_ARGS ?=
 
 BIN := .venv/bin
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadgroup
 INSTALLED := .venv/.installed
 
 .DEFAULT_GOAL := help
@@ -28,10 +29,10 @@ $(INSTALLED): setup.py constraints.txt
 	@touch $@
 
 test: $(INSTALLED)  ## run all tests (PYTEST_ARGS="-k gate" picks some)
-	$(BIN)/python -m pytest --durations=15 $(PYTEST_ARGS)
+	$(PYTEST) --durations=15 $(PYTEST_ARGS)
 
 test-quick: $(INSTALLED)  ## run the tests that are not marked slow
-	$(BIN)/python -m pytest -m 'not slow' $(PYTEST_ARGS)
+	$(PYTEST) -m 'not slow' $(PYTEST_ARGS)
 
 demo: $(INSTALLED)  ## train, export and run a tiny detector into DEMO_DIR (demo)
 	$(BIN)/python -m benchmarks.demo --output_dir=$(DEMO_DIR)

@@ -39,6 +39,7 @@ setup(
             "matplotlib",
             "packaging",
             "pytest",
+            "pytest-xdist",
             "tensorboard",
             "adbutils",
             "ziglang",

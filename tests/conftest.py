@@ -14,6 +14,14 @@ def pytest_configure(config):
     )
 
 
+def pytest_collection_modifyitems(items):
+    """Keeps the tests of a file in one process, and those that share trainings."""
+    for item in items:
+        names = vars(item.module)
+        shared = [name for name in ("tiny_windows", "tiny_run") if name in names]
+        item.add_marker(pytest.mark.xdist_group((*shared, item.module.__name__)[0]))
+
+
 @pytest.fixture(scope="session")
 def fixtures_dir() -> pathlib.Path:
     """Folder of real files (DAVIS sequences, COCO results, other people's models).
