@@ -23,32 +23,6 @@ from benchmarks import pages
 from memvid_tf import errors
 
 FLAGS = flags.FLAGS
-flags.DEFINE_multi_string(
-    "config_file",
-    [],
-    "YAML file that overrides the defaults; may be given several times, later ones win. "
-    "Example: --config_file=configs/interleaved_tiny.yaml",
-)
-flags.DEFINE_string(
-    "params_override",
-    "",
-    "Comma-separated overrides of the files. "
-    "Example: --params_override=task.train_data.input_path=../data/synthetic",
-)
-flags.DEFINE_integer(
-    "loops", 2, "Loops of trainer.steps_per_loop steps that a turn measures. Example: --loops=2", 1
-)
-flags.DEFINE_integer(
-    "warm_up_steps", 10, "Steps of a turn before it is measured. Example: --warm_up_steps=10", 1
-)
-flags.DEFINE_integer("repeats", 5, "Turns of each way of training. Example: --repeats=5", 1)
-flags.DEFINE_integer("seed", 0, "Seed of the order of turns. Example: --seed=0", 0)
-flags.DEFINE_string(
-    "output",
-    "",
-    "Results, as PATH.json and PATH.md; by default they are only printed. "
-    "Example: --output=benchmarks/results/training",
-)
 
 # From ten steps a loop the trainer should add next to nothing (derived in shared design).
 TRAINER_GOAL = 1.05
@@ -60,6 +34,36 @@ TITLES = {
 }
 # Each way of training with the one that it adds something to.
 COMPARED = {"trainer": "bare", "trainer_input": "trainer", "single_steps": "trainer_input"}
+
+
+def define_flags() -> None:
+    """The flags of this program, and of others that measure training steps."""
+    flags.DEFINE_multi_string(
+        "config_file",
+        [],
+        "YAML file that overrides the defaults; may be given several times, later ones win. "
+        "Example: --config_file=configs/interleaved_tiny.yaml",
+    )
+    flags.DEFINE_string(
+        "params_override",
+        "",
+        "Comma-separated overrides of the files. "
+        "Example: --params_override=task.train_data.input_path=../data/synthetic",
+    )
+    flags.DEFINE_integer(
+        "loops", 2, "Loops of trainer.steps_per_loop steps that a turn measures. Example: --loops=2", 1
+    )
+    flags.DEFINE_integer(
+        "warm_up_steps", 10, "Steps of a turn before it is measured. Example: --warm_up_steps=10", 1
+    )
+    flags.DEFINE_integer("repeats", 5, "Turns of each way of training. Example: --repeats=5", 1)
+    flags.DEFINE_integer("seed", 0, "Seed of the order of turns. Example: --seed=0", 0)
+    flags.DEFINE_string(
+        "output",
+        "",
+        "Results, as PATH.json and PATH.md; by default they are only printed. "
+        "Example: --output=benchmarks/results/training",
+    )
 
 
 class Bench:
@@ -130,7 +134,7 @@ class Bench:
     def turns(self) -> dict:
         """The ways of training, and reading the input alone, as functions of (warm-up, steps)."""
         return {
-            "bare": self._bare,
+            "bare": self.bare,
             "trainer": lambda *steps: self._train(self._in_memory, *steps),
             "trainer_input": lambda *steps: self._train(self._input, *steps),
             "single_steps": self._single_steps,
@@ -157,7 +161,8 @@ class Bench:
             variable.assign(value)
         gc.collect()
 
-    def _bare(self, warm_up, steps):
+    def bare(self, warm_up: int, steps: int) -> dict:
+        """Times steps on one batch in memory, after some of warm-up, and takes their mean loss."""
         import tensorflow as tf
 
         self._restart()
@@ -385,4 +390,5 @@ def main(argv):
 
 
 if __name__ == "__main__":
+    define_flags()
     errors.run(main)

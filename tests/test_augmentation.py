@@ -98,6 +98,34 @@ def test_stills_move_evenly_and_stay_inside():
     assert 0.05 < np.mean(drifts) and max(drifts) <= 0.15 + 0.075 + 1e-6
 
 
+def test_views_go_from_box_to_box_at_a_gaussian_speed():
+    boxes = np.array([[0.05, 0.7, 0.15, 0.9]], np.float32)
+    speeds, firsts, shown = [], [], []
+    motion = tf.function(
+        lambda seed: augmentation.motion_between_boxes(9, 0.3, tf.constant(boxes), seed)
+    )
+    for seed in seeds(200):
+        corner, extent = (x.numpy() for x in motion(seed))
+        assert corner.shape == extent.shape == (9, 2)
+        assert (corner >= -1e-6).all() and (corner + extent <= 1 + 1e-6).all()
+        assert (extent >= 0.3 - 2e-3).all()
+        np.testing.assert_allclose(extent[:, 0], extent[:, 1], atol=2e-3)
+        ends = [covered(boxes[0], corner[t], extent[t], np.ones(2)) for t in (0, -1)]
+        assert max(ends) >= augmentation.BOX_COVERS - 0.02
+        firsts.append(ends[0] >= augmentation.BOX_COVERS)
+        shown.append(min(ends))
+        # Both move along one line, by the same part of it in each frame.
+        whole = np.concatenate([corner, extent], 1)
+        axis = np.abs(whole[-1] - whole[0]).argmax()
+        part = np.diff(whole[:, axis]) / (whole[-1, axis] - whole[0, axis])
+        assert (part >= 0).all()
+        speeds.append(8 * part)
+    # Any of the two may be the one that shows the object; the other often does not.
+    assert 0.3 < np.mean(firsts) < 0.9 and np.mean(np.array(shown) < 0.05) > 0.3
+    # Mean 1 by design; cut at 0 and divided by its mean, .5 becomes some .45.
+    assert 0.38 < np.std(speeds) < 0.52
+
+
 def covered(box, corner, extent, size):
     """Part of a box that lies in a patch."""
     low = np.maximum(box[:2] * size, corner)
@@ -132,6 +160,15 @@ def test_patches_are_ssds():
     assert 60 <= expanded <= 150
     # Only one patch in seven, of any cover, may miss all objects.
     assert np.mean(np.array(best) < 0.1) < 0.12 and np.mean(np.array(best) > 0.89) > 0.5
+
+
+def test_without_objects_views_move_too():
+    corner, extent = augmentation.motion_between_boxes(
+        3, 0.5, tf.zeros([0, 4]), tf.constant([0, 4])
+    )
+    assert (corner >= 0).numpy().all() and (corner + extent <= 1 + 1e-6).numpy().all()
+    corner, _ = augmentation.motion_between_boxes(1, 0.5, tf.zeros([0, 4]), tf.constant([0, 4]))
+    assert corner.shape == (1, 2)
 
 
 def test_without_objects_there_are_patches_too():

@@ -100,9 +100,12 @@ def test_the_share_of_stills_is_exact_and_epochs_are_whole(folders):
         assert len({tuple(epoch) for epoch in epochs}) == len(epochs) > 1
 
 
-def test_stills_become_moving_windows(folders):
+@pytest.mark.parametrize(
+    "change", [{}, {"still_motion": "between_boxes"}], ids=["drift", "between_boxes"]
+)
+def test_stills_become_moving_windows(folders, change):
     looked, moving = 0, 0
-    for example in examples(mixed(folders, still_share=0.9, flip=True), 40):
+    for example in examples(mixed(folders, still_share=0.9, flip=True, **change), 40):
         if example["clip_index"] < TRAIN_CLIPS:
             continue
         assert example["frames"].shape == (4, *painted.SIZE, 3) and example["num_frames"] == 4
@@ -155,6 +158,7 @@ def test_stills_alone_are_a_training_set(folders):
             "others has the classes red, green, cyan, .* has red, green, b",
         ),
         ({"still_min_scale": 2.0}, "still_min_scale 2.0"),
+        ({"still_motion": "jump"}, "still_motion 'jump' is not allowed: one of drift, between_boxes"),
         ({"max_expand": 2.0}, "max_expand 2.0 is not allowed: 1 without ssd_crop"),
         (
             {"ssd_crop": True, "random_crop": True},

@@ -7,7 +7,8 @@ pictures that change as the frames do, 255 in the foreground, until `decided`.
 
 `viewed` makes every frame of a rectangle of the stored picture, in one resampling: SSD's patches
 and zoom out (Liu et al., 2016, section 2.2), the same for all frames of a window, and rectangles
-that move and grow, which make a video of a still image (LFS section 4.1 trains on both).
+that move and grow, which make a video of a still image (LFS section 4.1 trains on both). How they
+move is one of `STILL_MOTIONS`: a little, as LFS says, or from one random box to another, as PW 3.4.
 
 Differs from SSD: a patch has to cover part of an object, as TensorFlow's samplers have it, instead
 of a minimum IoU; saturation, contrast and brightness change, hue and the order of channels do not.
@@ -33,6 +34,10 @@ PATCH_AREAS = (0.1, 1.0)
 # large as the view then moves as fast as the medium third of VID's (derived in shared design).
 STILL_DRIFT = 0.15
 STILL_ZOOM = 0.15
+# PW's fake videos: part of an object that one of the two boxes has to show, and the standard
+# deviation of the speed, part of its mean. PW 3.4 gives neither.
+BOX_COVERS = 0.5
+SPEED_DEVIATION = 0.5
 
 
 def resized(images: tf.Tensor, size) -> tf.Tensor:
@@ -183,6 +188,54 @@ def still_motion(frames: int, min_scale: float, seed: tf.Tensor) -> tuple[tf.Ten
     part = tf.linspace(0.0, 1.0, frames)[:, None]
     scales = scale + (other - scale) * part
     return corner + (target - corner) * part, tf.concat([scales, scales], 1)
+
+
+def motion_between_boxes(
+    frames: int, min_scale: float, boxes: tf.Tensor, seed: tf.Tensor
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Draws a view that moves from one random box to another at a Gaussian speed (PW 3.4).
+
+    Args:
+      frames: T.
+      min_scale: the smallest side of the view, part of the picture's.
+      boxes: [n, 4] of the objects in the picture, in [0, 1]; of one of them the first or the last
+        view shows at least `BOX_COVERS`.
+      seed: [2] integers.
+
+    Returns:
+      Corner and extent, as of `still_motion`.
+    """
+    seeds = tf.unstack(tf.random.split(seed, 4, alg="philox"))
+    grid = 1000  # boxes are drawn in whole steps
+    begin, size, _ = tf.image.stateless_sample_distorted_bounding_box(
+        [grid, grid, 3],
+        tf.clip_by_value(boxes, 0.0, 1.0)[None],
+        seeds[0],
+        min_object_covered=BOX_COVERS,
+        aspect_ratio_range=(1.0, 1.0),
+        area_range=(min_scale**2, 1.0),
+        max_attempts=50,
+        use_image_if_no_bounding_boxes=True,
+    )
+    showing = tf.cast(tf.concat([begin[:2], size[:2]], 0), tf.float32) / grid
+    draws = tf.random.stateless_uniform([3], seeds[1], alg="philox")
+    scale = min_scale + (1 - min_scale) * draws[0]
+    anywhere = tf.concat([draws[1:] * (1 - scale), [scale, scale]], 0)
+    ends = tf.stack([showing, anywhere])
+    ends = tf.cond(
+        tf.random.stateless_uniform([], seeds[2], alg="philox") < 0.5,
+        lambda: ends,
+        lambda: ends[::-1],
+    )
+    speeds = tf.random.stateless_normal([max(frames - 1, 1)], seeds[3], alg="philox")
+    speeds = tf.maximum(1 + SPEED_DEVIATION * speeds, 0.0) + 1e-6  # it moves one way, and arrives
+    part = (tf.cumsum(speeds) / tf.reduce_sum(speeds))[: frames - 1]
+    part = tf.concat([[0.0], part], 0)[:, None]
+    views = ends[0] + (ends[1] - ends[0]) * part
+    return views[:, :2], views[:, 2:]
+
+
+STILL_MOTIONS = ("drift", "between_boxes")
 
 
 def viewed(window: dict, corner: tf.Tensor, extent: tf.Tensor, size: tuple[int, int]) -> dict:

@@ -58,6 +58,8 @@ class ClipConfig(cfg.DataConfig):
       still_paths: folders of still images to mix into training, with the same classes and split.
       still_share: part of the training examples that are still images, in steps of .001.
       still_min_scale: the smallest view that moves over a still image, part of its side.
+      still_motion: how it moves: "drift", a little and evenly, or "between_boxes", from one random
+        box to another (PW 3.4).
       max_unreadable: part of the clips that training may skip because a frame cannot be decoded;
         with more it stops and lists them.
       seed: of order, windows and augmentation.
@@ -81,6 +83,7 @@ class ClipConfig(cfg.DataConfig):
     still_paths: Tuple[str, ...] = ()
     still_share: float = 0.0
     still_min_scale: float = 0.5
+    still_motion: str = "drift"
     max_unreadable: float = 0.0
     is_training: bool = True
     global_batch_size: int = 8
@@ -224,6 +227,11 @@ def _checked_frames(config, info, split, start_step):
             "above 0 with still_paths, 0 without",
         ),
         ("still_min_scale", 0.1 <= config.still_min_scale <= 1, "in .1..1"),
+        (
+            "still_motion",
+            config.still_motion in augmentation.STILL_MOTIONS,
+            f"one of {', '.join(augmentation.STILL_MOTIONS)}",
+        ),
         ("max_unreadable", 0 <= config.max_unreadable < 1, "in 0..1, below 1"),
         ("global_batch_size", config.global_batch_size >= 1, "at least 1"),
         ("seed", config.seed is not None and 0 <= config.seed < 2**31, "in 0..2^31-1"),
@@ -467,7 +475,14 @@ def _viewed(config, clip, used, frames, size, seed):
         middle = frames // 2
         boxes = tf.boolean_mask(window["boxes"][middle], window["classes"][middle] > 0)
         corner, extent = augmentation.random_patch(whole, boxes, config.max_expand, seeds[0])
-    start, part = augmentation.still_motion(frames, config.still_min_scale, seeds[1])
+    if config.still_motion == "drift":
+        start, part = augmentation.still_motion(frames, config.still_min_scale, seeds[1])
+    else:
+        objects = tf.boolean_mask(window["boxes"][0], window["classes"][0] > 0)
+        in_patch = (objects * tf.tile(whole, [2]) - tf.tile(corner, [2])) / tf.tile(extent, [2])
+        start, part = augmentation.motion_between_boxes(
+            frames, config.still_min_scale, in_patch, seeds[1]
+        )
     start = tf.where(still, start, 0.0)
     part = tf.where(still, part, 1.0)
     return readable, augmentation.viewed(window, corner + start * extent, part * extent, size)
