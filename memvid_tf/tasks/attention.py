@@ -142,7 +142,11 @@ class AttentionTask(base_task.Task):
         self._environment = attention_game.AttentionEnvironment(
             model.patchwork, self._objective.quality, config.attention, config.ddqn.discount
         )
-        return {"target": target, "replay": ReplayState(self._replay)}
+        return {
+            "target": target,
+            "replay": ReplayState(self._replay),
+            "mean_reward": self._learner.mean_reward,
+        }
 
     def initialize(self, model):
         """Restores the base into a new run."""
@@ -178,6 +182,7 @@ class AttentionTask(base_task.Task):
             )
             values.append(q_values)
             played += steps
+        learner.watch(np.stack([s.rewards for s in played]), is_first=step == 0)
         loss = learner.study(self._replay, optimizer, rng, step)
         q_values = np.concatenate(values)
         logged = {

@@ -219,6 +219,8 @@ class PatchworkTask(ClipTask):
         q_online, q_target = (
             tf.reshape(x, [-1, histories.shape[1], x.shape[-1]]) for x in (q_online, q_target)
         )
+        # Rewards count from their mean, as in the stage before.
+        reward -= tf.reduce_mean(reward)
         wanted = ddqn.double_q_target(
             tf.reshape(reward, [-1]),
             tf.fill([tf.size(reward)], config.discount),
