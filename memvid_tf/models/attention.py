@@ -35,14 +35,11 @@ class AttentionConfig(hyperparams.Config):
       channels: of the 1×1 convolution.
       hidden: of the fully connected layer after it.
       decay: α of equation 1, in [0, 1).
-      joint: of a fully connected layer between the concatenation and the last one, in which what is
-        seen and how long ago it was looked at come together; 0 for none, as in the paper.
     """
 
     channels: int = 16
     hidden: int = 64
     decay: float = 0.6
-    joint: int = 0
 
 
 def next_history(history, action, decay: float):
@@ -87,7 +84,6 @@ class Attention(tf_keras.layers.Layer):
         self.reduce = Conv(config.channels, name="reduce", **common)
         # Fully connected layers, as 1×1 convolutions of a 1×1 map.
         self.hidden = Conv(config.hidden, name="hidden", **common)
-        self.joint = Conv(config.joint, name="joint", **common) if config.joint else None
         self.values = Conv(windows.count, scheme=scheme, name="values")
 
     def call(self, features, history, training=False):
@@ -107,7 +103,5 @@ class Attention(tf_keras.layers.Layer):
         x = self.hidden(x, training=training)
         history = tf.reshape(history, [batch, 1, 1, history.shape[-1]])
         x = tf.concat([x, self.state_range(history, training=training)], -1)
-        if self.joint is not None:
-            x = self.joint(x, training=training)
         x = self.values(x, training=training)
         return tf.cast(tf.reshape(x, [batch, self.windows.count]), tf.float32)

@@ -203,7 +203,7 @@ class Learner:
     def act(
         self,
         q_values: np.ndarray,
-        exploration: float,
+        exploration: float | np.ndarray,
         chances: np.ndarray | None,
         rng: np.random.Generator,
     ) -> np.ndarray:
@@ -211,7 +211,7 @@ class Learner:
 
         Args:
           q_values: [B, A].
-          exploration: ε.
+          exploration: ε, or [B] of them.
           chances: [B] of `chances`, of the first of two actions; None where all are equally likely.
           rng: decides.
         """

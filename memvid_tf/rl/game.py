@@ -90,7 +90,7 @@ def play(
     environment: Environment,
     learner: Learner,
     content: Replay,
-    exploration: float,
+    exploration: float | np.ndarray,
     rng: np.random.Generator,
     chances: np.ndarray | None = None,
 ) -> tuple[np.ndarray, list[TimeStep]]:
@@ -100,7 +100,7 @@ def play(
       environment: where; it has clips.
       learner: who.
       content: of the replay.
-      exploration: ε.
+      exploration: ε, or [B] of them.
       rng: of the random actions.
       chances: of the actions, see `Learner.act`.
 

@@ -35,6 +35,7 @@ from memvid_tf.tasks.validation import per_replica
 
 DETECTOR, SEGMENTER = "detector_attention", "segmenter_attention"
 FROM_BASE = ("model", "losses", "labels")
+LEAST_EXPLORATION = 4.0  # power of ε in the game that explores least
 VALIDATION_MODE = window_rollout.WindowMode("dqn")
 # Attention is learned from single frames' networks, or from those that know windows already.
 BASES = {DETECTOR: DetectorTaskConfig, SEGMENTER: SegmenterTaskConfig}
@@ -173,7 +174,10 @@ class AttentionTask(base_task.Task):
         step = int(optimizer.iterations) // config.updates_per_step
         # A generator a step: what a resumed run draws does not depend on where it stopped.
         rng = np.random.default_rng([self.task_config.seed, step])
-        exploration = learning.epsilon(config, step)
+        # From games of chance to nearly greedy ones, as in Ape-X (Horgan et al. 2018): the replay
+        # holds what attention would meet and what it would not.
+        epsilon = learning.epsilon(config, step)
+        exploration = epsilon ** np.linspace(1, LEAST_EXPLORATION, len(inputs["frames"]))
         self._environment.load({name: value.numpy() for name, value in inputs.items()})
         values, played = [], []
         for _ in range(-(-config.games_per_step // len(inputs["frames"]))):
@@ -193,7 +197,7 @@ class AttentionTask(base_task.Task):
             "reward_best": np.mean([s.rewards.max(1) for s in played]),
             # Of the windows, how many the greedy actions use.
             "distinct": len(np.unique(q_values.argmax(1))) / q_values.shape[1],
-            "epsilon": exploration,
+            "epsilon": epsilon,
         }
         for metric in metrics or ():
             metric.update_state(logged[metric.name])
