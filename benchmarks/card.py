@@ -2,6 +2,8 @@ r"""Scores a ready bundle of the zoo on a few clips and writes that into its car
 
   python -m benchmarks.card --bundle=memvid_tf/models/zoo/bundles/interleaved_policy \
     --preset=eventful --clips=10 --modes=f0,1,4,9,adaptive --command="python -m export …"
+  python -m benchmarks.card --bundle=memvid_tf/models/zoo/bundles/detector_patchwork \
+    --preset=demo --clips=10 --modes=full,scanning,random,dqn --command="python -m export …"
 
 The clips are the first test clips of a preset of the synthetic set, each of which depends on nothing
 but its number. A test scores every ready bundle again and compares.
@@ -28,40 +30,49 @@ def define_flags() -> None:
 
 
 def score(bundle: str, preset: str, clips: int, modes) -> dict[str, dict[str, float]]:
-    """mAP and share of f0 of a bundle by mode.
+    """What a bundle reaches, and what it costs, by mode.
 
     Args:
-      bundle: folder of an interleaved detector.
-      preset: of the synthetic set.
+      bundle: its folder.
+      preset: of the synthetic set, in frames as large as the bundle's.
       clips: of its test clips, from the first on.
-      modes: see `rollout.parse_mode`.
+      modes: see `memvid_tf.evaluate`.
+
+    Returns:
+      Of an interleaved detector mAP and the share of f0, of Patchwork mAP, or J and F, and the
+      largest multiply-adds of a frame.
     """
     from memvid_tf.data import clips as reading
     from memvid_tf.data import sharding, synthetic
-    from memvid_tf.evaluation import rollout, scoring
-    from memvid_tf.evaluation.bundle_network import BundleNetwork
-    from memvid_tf.runtime.bundle import Bundle
+    from memvid_tf.tasks import subjects
 
-    loaded = Bundle.load(bundle)
-    manifest = loaded.manifest
-    reader = reading.ClipConfig(manifest.config["task"]["validation_data"])
-    config = dataclasses.replace(synthetic.PRESETS[preset], train_clips=1, test_clips=clips)
+    subject = subjects.from_bundle(bundle)
+    size = {"image_size": image_size(bundle)}
+    config = dataclasses.replace(
+        synthetic.PRESETS[preset], train_clips=1, test_clips=clips, **size
+    )
     with tempfile.TemporaryDirectory() as folder:
         path = os.path.join(folder, "data")
         data = sharding.write_dataset(path, synthetic.plan(config), workers=0)[0].folder
-        stream = reading.clip_dataset(reader.replace(input_path=str(data), split="test"))
-        results = scoring.evaluate(
-            BundleNetwork(loaded),
-            stream.as_numpy_iterator(),
-            [rollout.parse_mode(mode) for mode in modes],
-            loaded.labels,
-            manifest.box_coder,
+        stream = reading.clip_dataset(
+            subject.data.replace(input_path=str(data), split="test"), names=True
         )
-    found = {mode: result.to_json() for mode, result in results.items()}
-    return {
-        mode: {"mean_ap": result["mean_ap"], "f0_share": result["f0_share"]}
-        for mode, result in found.items()
-    }
+        results = subject.score(stream.as_numpy_iterator(), subject.modes(modes))
+
+    def numbers(result):
+        if subject.windowed:
+            return {**result.numbers(), "max_multiply_adds": result.max_multiply_adds}
+        return {"mAP": result.mean_ap, "f0_share": result.f0_share}
+
+    return {mode: numbers(result) for mode, result in results.items()}
+
+
+def image_size(bundle: str) -> int:
+    """Side of the square frames that a bundle takes, pixels."""
+    from memvid_tf.runtime.bundle import Bundle
+
+    image = Bundle.load(bundle).manifest.config["task"]["validation_data"]["image_size"]
+    return int(image[0])
 
 
 def main(argv):
@@ -79,7 +90,8 @@ def main(argv):
     card = {
         "command": FLAGS.command,
         "data": "python -m memvid_tf.data synthetic "
-        f"--preset={FLAGS.preset} --output=data/{FLAGS.preset}",
+        f"--preset={FLAGS.preset} --image_size={image_size(FLAGS.bundle)} "
+        f"--output=data/{FLAGS.preset}",
         "preset": FLAGS.preset,
         "clips": FLAGS.clips,
         "modes": score(FLAGS.bundle, FLAGS.preset, FLAGS.clips, FLAGS.modes),

@@ -20,7 +20,6 @@ speed that `python -m benchmarks.host` measured.
 """
 
 import functools
-from typing import Any, NamedTuple
 
 from absl import flags
 
@@ -94,44 +93,6 @@ flags.DEFINE_string(
 )
 
 
-INTERLEAVED_MODES = ("f0", "f1", "1", "4", "9", "19", "async9")
-
-
-class Subject(NamedTuple):
-    """What is scored.
-
-    Attributes:
-      network: a `rollout.Network`, or a `window_rollout.WindowNetwork`.
-      windowed: whether it is the latter.
-      coder: scales of its box code.
-      labels: class names.
-      data: where its clips are.
-      source: its name in the results.
-    """
-
-    network: Any
-    windowed: bool
-    coder: Any
-    labels: tuple[str, ...]
-    data: Any
-    source: dict
-
-    def modes(self, words) -> list:
-        """The modes of a user's words; without any, the system's own. One word more than once, or
-        another word for the same, is one mode."""
-        from memvid_tf.evaluation import rollout, window_rollout
-
-        if not self.windowed:
-            words = words or INTERLEAVED_MODES
-            return list(dict.fromkeys(rollout.parse_mode(word) for word in words))
-        known = window_rollout.MODES
-        if self.network.windows is None:
-            known = (window_rollout.FULL,)
-        elif self.network.decay is None:
-            known = known[:-1]
-        return list(dict.fromkeys(window_rollout.parse_mode(word) for word in words or known))
-
-
 def check_words(words) -> None:
     """Raises UserError for a word that is no mode of any system, before anything is loaded."""
     from memvid_tf.evaluation import rollout, window_rollout
@@ -143,71 +104,17 @@ def check_words(words) -> None:
         (window_rollout if windowed else rollout).parse_mode(word)
 
 
-def from_model_dir(model_dir: str, checkpoint: str, simulate_quantization: bool) -> Subject:
-    """The network of a training."""
-    from memvid_tf.detection.matching import CODER_WEIGHTS
-    from memvid_tf.evaluation.checkpoint_network import CheckpointNetwork
-    from memvid_tf.evaluation.checkpoint_windows import CheckpointWindows, PlainNetwork
-    from memvid_tf.models.interleaved import InterleavedDetector
-    from memvid_tf.models.patchwork import Patchwork
-    from memvid_tf.runtime.manifest import BoxCoder
-    from memvid_tf.tasks import trained
+def subject():
+    """The `subjects.Subject` that the flags name."""
+    from memvid_tf.tasks import subjects
 
-    found = trained.load(model_dir, checkpoint, "" if simulate_quantization else "none")
-    if isinstance(found.model, InterleavedDetector):
-        network = CheckpointNetwork(found.model, found.policy)
-    elif isinstance(found.model, Patchwork):
-        network = CheckpointWindows(found.model, found.attention)
-    else:
-        network = PlainNetwork(found.model)
-    task = found.params.task
-    return Subject(
-        network,
-        not isinstance(network, CheckpointNetwork),
-        BoxCoder(*CODER_WEIGHTS),
-        tuple(task.labels),
-        task.validation_data,
-        {
-            "model_dir": model_dir,
-            "precision": "int8" if task.model.quantization == "int8" else "float32",
-            "step": found.step,
-            "seed": task.seed,
-        },
-    )
-
-
-def from_bundle(path: str) -> Subject:
-    """The network of a bundle."""
-    from memvid_tf.data.clips import ClipConfig
-    from memvid_tf.evaluation.bundle_network import BundleNetwork
-    from memvid_tf.evaluation.bundle_windows import BundleWindows
-    from memvid_tf.runtime.bundle import Bundle
-
-    bundle = Bundle.load(path)
-    manifest = bundle.manifest
-    windowed = manifest.system == "patchwork"
-    task = manifest.config["task"]
-    return Subject(
-        BundleWindows(bundle) if windowed else BundleNetwork(bundle),
-        windowed,
-        manifest.box_coder,
-        bundle.labels,
-        ClipConfig(task["validation_data"]),
-        {
-            "bundle": path,
-            "precision": manifest.precision,
-            "step": manifest.checkpoint.step,
-            "seed": task["seed"],
-        },
-    )
-
-
-def subject() -> Subject:
-    """What the flags name."""
     if FLAGS.bundle:
-        return from_bundle(FLAGS.bundle)
+        return subjects.from_bundle(FLAGS.bundle)
     folders = [FLAGS.model_dir, *FLAGS.ensemble_dir]
-    found = [from_model_dir(f, FLAGS.checkpoint, FLAGS.simulate_quantization) for f in folders]
+    found = [
+        subjects.from_model_dir(folder, FLAGS.checkpoint, FLAGS.simulate_quantization)
+        for folder in folders
+    ]
     if len(found) == 1:
         return found[0]
     if not all(one.windowed for one in found):
@@ -265,7 +172,7 @@ def main(argv):
 
     from memvid_tf import files, provenance
     from memvid_tf.data import clips, reading, records
-    from memvid_tf.evaluation import report, scoring, window_scoring
+    from memvid_tf.evaluation import report
 
     check_words(FLAGS.modes)
     what = subject()
@@ -282,24 +189,16 @@ def main(argv):
     if FLAGS.input_path and not segments:
         info.check_labels(what.labels)
     dataset = clips.clip_dataset(data, names=bool(FLAGS.csv) or segments)
-    if what.windowed:
-        score, settings, table = window_scoring.evaluate, {}, report.window_table
-    elif FLAGS.streaming:
-        score, settings = streaming_score(what.source["precision"])
-        score, table = functools.partial(score, matching=FLAGS.matching), report.streaming_table
-    else:
-        score = functools.partial(scoring.evaluate, coco=FLAGS.coco, matching=FLAGS.matching)
-        settings, table = {}, report.mode_table
+    settings, options = {}, {} if what.windowed else {"matching": FLAGS.matching}
+    table = report.window_table if what.windowed else report.mode_table
+    if FLAGS.streaming:
+        evaluate, settings = streaming_score(what.source["precision"])
+        what, table = what._replace(evaluate=evaluate), report.streaming_table
+    elif not what.windowed:
+        options["coco"] = FLAGS.coco
     bar = tqdm(total=info.split(data.split).clips, desc="evaluating", unit="clip")
     with bar, reading.dataset_errors():
-        results = score(
-            what.network,
-            dataset.as_numpy_iterator(),
-            modes,
-            what.labels,
-            what.coder,
-            advance=bar.update,
-        )
+        results = what.score(dataset.as_numpy_iterator(), modes, advance=bar.update, **options)
     by_mode = {name: result.to_json() for name, result in results.items()}
     print(table(by_mode))
     if FLAGS.csv:

@@ -19,6 +19,15 @@ flags.DEFINE_bool(
 )
 FIELDS = ("Data", "Command", "Windows", "Hardware", "Hours", "Expected", "Result", "Next")
 
+# What a card says of a mode: title, and how it is written.
+NUMBERS = {
+    "mAP": ("mAP@.5", "{:.3f}".format),
+    "J": ("J", "{:.3f}".format),
+    "F": ("F", "{:.3f}".format),
+    "f0_share": ("share of f0", "{:.3f}".format),
+    "max_multiply_adds": ("multiply-adds of the costliest frame, M", lambda n: f"{n / 1e6:.2f}"),
+}
+
 
 def listing() -> str:
     """All entries as a table."""
@@ -72,8 +81,13 @@ def _ready(entry):
 
     card = entry.card
     path = entry.bundle.relative_to(zoo.ROOT)
-    rows = [[mode, result["mean_ap"], result["f0_share"]] for mode, result in card["modes"].items()]
-    table = tabulate(rows, ["mode", "mAP@.5", "share of f0"], tablefmt="github", floatfmt=".3f")
+    names = list(next(iter(card["modes"].values())))
+    rows = [
+        [mode, *(NUMBERS[name][1](result[name]) for name in names)]
+        for mode, result in card["modes"].items()
+    ]
+    header = ["mode", *(NUMBERS[name][0] for name in names)]
+    table = tabulate(rows, header, tablefmt="github", disable_numparse=True)
     return "\n\n".join(
         [
             f"## Ready to run: {path}",
