@@ -1,6 +1,6 @@
 // The interleaved detector on a video, frame by frame, with LiteRT's C API and nothing else.
 //
-//   cc -O2 frame.c -o frame -LFOLDER -lLiteRt -Wl,-rpath,FOLDER    (FOLDER holds libLiteRt.so, 2.x)
+//   cc -O2 frame.c -o frame -L$L -lLiteRt -lm -Wl,-rpath,$L    ($L holds libLiteRt.so, 2.x)
 //   ./frame BUNDLE < frames.rgb > outputs.bin
 //
 // frames.rgb holds frames [F0_HEIGHT, F0_WIDTH, 3] of bytes, one after another. For each of them
