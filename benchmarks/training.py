@@ -101,6 +101,7 @@ class Bench:
         with self.strategy.scope():
             self.task = task_factory.get_task(params.task, logging_dir=folder)
             self.trainer = train_utils.create_trainer(params, self.task, train=True, evaluate=False)
+            self.task.checkpoint_items(self.trainer.model)  # makes what a step needs besides
         self._input = self.trainer.train_dataset
         self._batch = next(iter(self._input))
         self._in_memory = orbit.utils.make_distributed_dataset(

@@ -136,8 +136,8 @@ def main(argv):
     import tf_keras
 
     from memvid_tf import provenance
-    from memvid_tf.tasks import clip_task, configuration
-    from memvid_tf.tasks import training as _registers  # noqa: F401
+    from memvid_tf.tasks import configuration
+    from memvid_tf.tasks.training import completed
 
     load_average = os.getloadavg()[0]
     params = configuration.load(FLAGS.experiment, FLAGS.config_file, FLAGS.params_override)
@@ -146,7 +146,7 @@ def main(argv):
             f"--experiment={FLAGS.experiment} has no windows; measure detector_patchwork or "
             "segmenter_patchwork"
         )
-    params = params.replace(task=clip_task.with_labels(params.task))
+    params = completed(params)
     # As training does: it makes some operations slower.
     tf_keras.utils.set_random_seed(params.task.seed)
     tf.config.experimental.enable_op_determinism()
