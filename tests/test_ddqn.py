@@ -52,7 +52,8 @@ def test_epsilon_falls_linearly():
 @pytest.mark.parametrize(
     "changes",
     [{"discount": 1.0}, {"epsilon_end": 1.5}, {"batch_size": 0}, {"target_period": 0},
-     {"huber_delta": 0.0}, {"least_f0": 0.0}, {"least_f0": 0.6}, {"kernel_decay": -1.0}],
+     {"huber_delta": 0.0}, {"least_f0": 0.0}, {"least_f0": 0.6}, {"kernel_decay": -1.0},
+     {"reward_scale": 0.0}],
 )  # fmt: skip
 def test_impossible_settings_are_named(changes):
     with pytest.raises(ValueError, match=next(iter(changes))):
@@ -96,7 +97,7 @@ def test_games_explore_from_seldom_to_often():
 
 
 def test_the_update_is_the_equation():
-    agent = learner(discount=0.5, huber_delta=0.3, kernel_decay=0.02)
+    agent = learner(discount=0.5, huber_delta=0.3, reward_scale=3.0, kernel_decay=0.02)
     rng = np.random.default_rng(1)
     before, after = ([observation(rng) for _ in range(6)] for _ in range(2))
     actions = np.array([0, 1, 1, 0, 0, 1], np.int32)
@@ -109,7 +110,7 @@ def test_the_update_is_the_equation():
 
     agent.mean_reward.assign(0.7)
     picked = values(agent.online, after).argmax(1)
-    wanted = reward - 0.7 + 0.5 * values(agent.target, after)[np.arange(6), picked]
+    wanted = 3 * (reward - 0.7) + 0.5 * values(agent.target, after)[np.arange(6), picked]
     error = np.abs(wanted - values(agent.online, before)[np.arange(6), actions])
     expected = np.where(error <= 0.3, error**2 / 2, 0.3 * (error - 0.15)).mean()
     # Kernels have four axes, biases one.

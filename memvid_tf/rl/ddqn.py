@@ -49,6 +49,8 @@ class DdqnConfig(hyperparams.Config):
       updates_per_step: updates after them.
       target_period: steps between two copies of the online network to the target network.
       huber_delta: error beyond which the loss is linear.
+      reward_scale: what rewards are multiplied with. Values of about one are many times a step of the
+        optimizer, which far smaller ones are not, and fill the ranges of the int8 network.
       kernel_decay: weight of the sum of the squares of all kernels in the loss.
     """
 
@@ -64,6 +66,7 @@ class DdqnConfig(hyperparams.Config):
     updates_per_step: int = 16
     target_period: int = 10
     huber_delta: float = 1.0
+    reward_scale: float = 1.0
     kernel_decay: float = 0.0
 
 
@@ -82,6 +85,8 @@ def check(config: DdqnConfig) -> None:
         raise ValueError(f"ddqn.discount {config.discount} is not in [0, 1)")
     if config.huber_delta <= 0 or config.epsilon_steps < 0:
         raise ValueError("ddqn.huber_delta must be above 0 and ddqn.epsilon_steps at least 0")
+    if config.reward_scale <= 0:
+        raise ValueError(f"ddqn.reward_scale {config.reward_scale} is not above 0")
     if config.kernel_decay < 0:
         raise ValueError(f"ddqn.kernel_decay {config.kernel_decay} is not at least 0")
 
@@ -179,7 +184,7 @@ class Learner:
     def _update_graph(self, batch: Transition, optimizer):
         q_t_online = self._read(self.online, batch.s_t, False)
         q_t_target = self._read(self.target, batch.s_t, False)
-        reward = batch.r_t - self.mean_reward
+        reward = self.config.reward_scale * (batch.r_t - self.mean_reward)
         wanted = double_q_target(reward, batch.discount_t, q_t_online, q_t_target)
         variables = self.online.trainable_variables
         with tf.GradientTape() as tape:

@@ -40,6 +40,7 @@ class QLearningConfig(hyperparams.Config):
     Attributes:
       exploration: probability of a random window; 1 looks anywhere, whatever attention says.
       discount: weight of the next frame's value, in [0, 1).
+      reward_scale: as of the earlier stage, see `ddqn.DdqnConfig`.
       weight: of its loss beside the task's.
       target_momentum: share of the old weights in the target network, each step.
       huber_delta: error beyond which the loss is linear.
@@ -47,6 +48,7 @@ class QLearningConfig(hyperparams.Config):
 
     exploration: float = 0.3
     discount: float = 0.9
+    reward_scale: float = 1.0
     weight: float = 1.0
     target_momentum: float = 0.99
     huber_delta: float = 1.0
@@ -97,6 +99,7 @@ class PatchworkTask(ClipTask):
             (
                 ("q_learning.exploration", q.exploration, 0 <= q.exploration <= 1, "0 to 1"),
                 ("q_learning.discount", q.discount, 0 <= q.discount < 1, "0 to 1, below 1"),
+                ("q_learning.reward_scale", q.reward_scale, q.reward_scale > 0, "above 0"),
                 ("q_learning.weight", q.weight, q.weight >= 0, "0 or more"),
                 (
                     "q_learning.target_momentum",
@@ -220,7 +223,7 @@ class PatchworkTask(ClipTask):
             tf.reshape(x, [-1, histories.shape[1], x.shape[-1]]) for x in (q_online, q_target)
         )
         # Rewards count from their mean, as in the stage before.
-        reward -= tf.reduce_mean(reward)
+        reward = config.reward_scale * (reward - tf.reduce_mean(reward))
         wanted = ddqn.double_q_target(
             tf.reshape(reward, [-1]),
             tf.fill([tf.size(reward)], config.discount),
