@@ -29,11 +29,11 @@ def define_flags() -> None:
     flags.DEFINE_string("command", None, "The commands that made the bundle, for the reader.")
 
 
-def score(bundle: str, preset: str, clips: int, modes) -> dict[str, dict[str, float]]:
+def score(subject, preset: str, clips: int, modes) -> dict[str, dict[str, float]]:
     """What a bundle reaches, and what it costs, by mode.
 
     Args:
-      bundle: its folder.
+      subject: of `subjects.from_bundle`.
       preset: of the synthetic set, in frames as large as the bundle's.
       clips: of its test clips, from the first on.
       modes: see `memvid_tf.evaluate`.
@@ -44,12 +44,12 @@ def score(bundle: str, preset: str, clips: int, modes) -> dict[str, dict[str, fl
     """
     from memvid_tf.data import clips as reading
     from memvid_tf.data import sharding, synthetic
-    from memvid_tf.tasks import subjects
 
-    subject = subjects.from_bundle(bundle)
-    size = {"image_size": image_size(bundle)}
     config = dataclasses.replace(
-        synthetic.PRESETS[preset], train_clips=1, test_clips=clips, **size
+        synthetic.PRESETS[preset],
+        train_clips=1,
+        test_clips=clips,
+        image_size=subject.data.image_size[0],
     )
     with tempfile.TemporaryDirectory() as folder:
         path = os.path.join(folder, "data")
@@ -67,14 +67,6 @@ def score(bundle: str, preset: str, clips: int, modes) -> dict[str, dict[str, fl
     return {mode: numbers(result) for mode, result in results.items()}
 
 
-def image_size(bundle: str) -> int:
-    """Side of the square frames that a bundle takes, pixels."""
-    from memvid_tf.runtime.bundle import Bundle
-
-    image = Bundle.load(bundle).manifest.config["task"]["validation_data"]["image_size"]
-    return int(image[0])
-
-
 def main(argv):
     if len(argv) > 1:
         raise errors.UserError(f"unexpected argument {argv[1]!r}; every option is a --flag")
@@ -83,18 +75,20 @@ def main(argv):
     from memvid_tf import files, provenance
     from memvid_tf.data import synthetic
     from memvid_tf.models import zoo
+    from memvid_tf.tasks import subjects
 
     if FLAGS.preset not in synthetic.PRESETS:
         allowed = ", ".join(synthetic.PRESETS)
         raise errors.UserError(f"--preset={FLAGS.preset} is not one of {allowed}")
+    subject = subjects.from_bundle(FLAGS.bundle)
     card = {
         "command": FLAGS.command,
         "data": "python -m memvid_tf.data synthetic "
-        f"--preset={FLAGS.preset} --image_size={image_size(FLAGS.bundle)} "
+        f"--preset={FLAGS.preset} --image_size={subject.data.image_size[0]} "
         f"--output=data/{FLAGS.preset}",
         "preset": FLAGS.preset,
         "clips": FLAGS.clips,
-        "modes": score(FLAGS.bundle, FLAGS.preset, FLAGS.clips, FLAGS.modes),
+        "modes": score(subject, FLAGS.preset, FLAGS.clips, FLAGS.modes),
         "provenance": provenance.describe(),
     }
     path = os.path.join(FLAGS.bundle, zoo.CARD)

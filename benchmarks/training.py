@@ -217,6 +217,42 @@ class Bench:
         return {"clips_per_second": self.clips * steps / (time.perf_counter() - start)}
 
 
+def take_turns(ways: dict, steps: int, warm_up: int, repeats: int, seed: int) -> dict[str, list]:
+    """What ways of training return, a list each with one result of every round.
+
+    Args:
+      ways: functions of (warm-up, steps), by name; each is compiled first.
+      steps: of a turn.
+      warm_up: steps of a turn before these.
+      repeats: rounds; in each every turn is taken once, in random order.
+      seed: of the order.
+    """
+    import numpy as np
+    from tqdm import tqdm
+
+    rng = np.random.default_rng(seed)
+    turns = {name: [] for name in ways}
+    with tqdm(total=(repeats + 1) * len(ways), desc="compiling", unit="turn") as bar:
+        for way in ways.values():
+            way(1, 1)
+            bar.update()
+        bar.set_description("measuring")
+        for _ in range(repeats):
+            for name in rng.permutation(list(ways)):
+                turns[name].append(ways[name](warm_up, steps))
+                bar.update()
+    return turns
+
+
+def conditions(result: dict) -> str:
+    """Where, when and of what results were measured, as a sentence."""
+    made = result["provenance"]
+    return (
+        f"{made['machine']['processor']}, {made['machine']['cores']} cores, {made['date']}, "
+        f"version {made['code_version']}; load average at the start {result['load_average']:.2f}."
+    )
+
+
 def summarize(turns: dict[str, list[dict]], clips: int) -> dict:
     """Medians and ratios of turns.
 
@@ -257,7 +293,6 @@ def markdown(result: dict) -> str:
     """The results as a page."""
     from tabulate import tabulate
 
-    machine = result["provenance"]["machine"]
     setting, summary = result["setting"], result["summary"]
     height, width = setting["image_size"]
     rows = []
@@ -285,9 +320,7 @@ def markdown(result: dict) -> str:
         [
             "# Training step",
             "",
-            f"{machine['processor']}, {machine['cores']} cores, {result['provenance']['date']}, "
-            f"version {result['provenance']['code_version']}; load average at the start "
-            f"{result['load_average']:.2f}.",
+            conditions(result),
             f"{' with '.join(setting['config_files']) or 'defaults'}: batches of "
             f"{setting['clips']} clips of {setting['unroll_frames']} frames of {height}×{width}, "
             f"data set {setting['data_set']}.",
@@ -323,9 +356,6 @@ def measure(params, loops: int, warm_up: int, repeats: int, seed: int) -> dict:
       repeats: rounds; in each every turn is taken once, in random order.
       seed: of the order.
     """
-    import numpy as np
-    from tqdm import tqdm
-
     from memvid_tf import provenance
     from memvid_tf.data import records
     from memvid_tf.tasks import clip_task
@@ -333,19 +363,8 @@ def measure(params, loops: int, warm_up: int, repeats: int, seed: int) -> dict:
     load_average = os.getloadavg()[0]
     params = params.replace(task=clip_task.with_labels(params.task))
     steps = loops * params.trainer.steps_per_loop
-    rng = np.random.default_rng(seed)
     with tempfile.TemporaryDirectory() as folder:
-        ways = Bench(params, folder).turns()
-        turns = {name: [] for name in ways}
-        with tqdm(total=(repeats + 1) * len(ways), desc="compiling", unit="turn") as bar:
-            for way in ways.values():
-                way(1, 1)
-                bar.update()
-            bar.set_description("measuring")
-            for _ in range(repeats):
-                for name in rng.permutation(list(ways)):
-                    turns[name].append(ways[name](warm_up, steps))
-                    bar.update()
+        turns = take_turns(Bench(params, folder).turns(), steps, warm_up, repeats, seed)
     data = params.task.train_data
     return {
         "schema_version": 1,

@@ -69,24 +69,12 @@ def measure(params, steps: int, warm_up: int, repeats: int, seed: int) -> dict:
       `turns` by the names of `TITLES`, and the `ratio` with memory over without: median, least and
       most of the rounds.
     """
-    import numpy as np
-    from tqdm import tqdm
-
-    rng = np.random.default_rng(seed)
     with tempfile.TemporaryDirectory() as folder:
         benches = {name: training.Bench(params, folder) for name in TITLES}
         model = benches["none"].trainer.model
         model.patchwork = without_memory(model.patchwork)
-        turns = {name: [] for name in TITLES}
-        with tqdm(total=(repeats + 1) * len(TITLES), desc="compiling", unit="turn") as bar:
-            for bench in benches.values():
-                bench.bare(1, 1)
-                bar.update()
-            bar.set_description("measuring")
-            for _ in range(repeats):
-                for name in rng.permutation(list(TITLES)):
-                    turns[name].append(benches[name].bare(warm_up, steps))
-                    bar.update()
+        ways = {name: bench.bare for name, bench in benches.items()}
+        turns = training.take_turns(ways, steps, warm_up, repeats, seed)
     ratios = [a["step_ms"] / b["step_ms"] for a, b in zip(turns["memory"], turns["none"])]
     ratio = {"median": statistics.median(ratios), "least": min(ratios), "most": max(ratios)}
     return {"turns": turns, "ratio": ratio}
@@ -103,14 +91,11 @@ def markdown(result: dict) -> str:
         rows.append([title, *(f"{f(ms):.1f}" for f in (statistics.median, min, max))])
     values = (f"{ratio[key]:.3f}" for key in ("median", "least", "most"))
     rows.append([f"ratio within a round, at most {GOAL} wanted", *values])
-    machine = result["provenance"]["machine"]
     return "\n".join(
         [
             "# Training step in windows",
             "",
-            f"{machine['processor']}, {machine['cores']} cores, {result['provenance']['date']}, "
-            f"version {result['provenance']['code_version']}; load average at the start "
-            f"{result['load_average']:.2f}.",
+            training.conditions(result),
             f"{' with '.join(setting['config_files'])}: batches of {setting['clips']} clips of "
             f"{setting['unroll_frames']} frames, the first of which is seen whole; windows of "
             f"{setting['adjacent']} of {setting['slices']} slices a side. "

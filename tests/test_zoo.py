@@ -10,7 +10,7 @@ import pytest
 from memvid_tf.errors import UserError
 from memvid_tf.models import zoo
 from memvid_tf.models.zoo import costs, headers
-from memvid_tf.runtime.bundle import Bundle
+from memvid_tf.tasks import subjects
 
 card = flagless.program("benchmarks.card")
 READY = [entry for entry in zoo.ENTRIES if entry.bundle]
@@ -88,9 +88,9 @@ def test_there_is_a_ready_bundle():
 
 @pytest.mark.parametrize("entry", READY, ids=lambda entry: entry.name)
 def test_a_ready_bundle_scores_what_its_card_says(entry):
-    Bundle.load(str(entry.bundle))  # compares every file with its sha256
+    subject = subjects.from_bundle(str(entry.bundle))  # compares every file with its sha256
     known = entry.card
-    found = card.score(str(entry.bundle), known["preset"], known["clips"], list(known["modes"]))
+    found = card.score(subject, known["preset"], known["clips"], list(known["modes"]))
     # Kernels of other processors may round a few outputs otherwise, and with them a decision.
     for mode, wanted in known["modes"].items():
         assert found[mode] == pytest.approx(wanted, abs=0.005, rel=0), mode
