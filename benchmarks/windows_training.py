@@ -116,6 +116,11 @@ def markdown(result: dict) -> str:
 def main(argv):
     if len(argv) > 1:
         raise errors.UserError(f"unexpected argument {argv[1]!r}; every option is a --flag")
+    if not FLAGS.config_file:
+        raise errors.UserError(
+            "--config_file is missing, for example --config_file=configs/detector_tiny.yaml "
+            "--config_file=configs/detector_patchwork_tiny.yaml"
+        )
     logging.set_verbosity(logging.WARNING)
     import tensorflow as tf
     import tf_keras
