@@ -63,7 +63,7 @@ def write_graphs(work_dir: str, precision: str) -> None:
     from memvid_tf import files
     from memvid_tf.models import single_frame
     from memvid_tf.models.attention import AttentionConfig
-    from memvid_tf.models.attentive import FEATURES, build_attention
+    from memvid_tf.models.attentive import build_attention
     from memvid_tf.models.patchwork import Patchwork
     from memvid_tf.runtime.manifest import Checkpoint
     from memvid_tf.windows import Windows
@@ -87,9 +87,9 @@ def write_graphs(work_dir: str, precision: str) -> None:
     for share in missing:
         model = Patchwork(network, Windows(*WINDOWS[share]))
         attention = build_attention(model, AttentionConfig())
-        features = rng.uniform(0, 6, [2, *model.map_sizes[FEATURES], model.map_channels[FEATURES]])
-        history = tf.zeros([2, model.windows.count])
-        attention(tf.constant(features, tf.float32), history, training=True)
+        slices = model.windows.slices
+        presence = tf.constant(rng.uniform(0, 1, [2, slices, slices, 1]), tf.float32)
+        attention(presence, tf.zeros([2, model.windows.count]), training=True)
         labels = tuple(f"class_{k}" for k in range(network.config.num_classes))
         source = patchwork_bundle.Source({}, labels, Checkpoint("random weights", 0))
         options = bundle.Options(precision=precision)

@@ -23,7 +23,7 @@ from memvid_tf import errors
 FLAGS = flags.FLAGS
 KINDS = ("detector", "segmenter")
 STEPS = {
-    "detector": {"frames": 3000, "attention": 200, "windows": 600},
+    "detector": {"frames": 3000, "attention": 400, "windows": 600},
     "segmenter": {"frames": 1500, "attention": 200, "windows": 600},
 }
 QUICK_STEPS = {"frames": 40, "attention": 10, "windows": 20}

@@ -6,7 +6,8 @@ graph converts, runs, and is slow or wrong. So each export is refused unless, in
   * no operator touches a float tensor and no graph input or output is one,
   * there is no QUANTIZE or DEQUANTIZE: neighbours agree on one range,
   * convolution weights are symmetric and have a scale a channel,
-  * XNNPACK takes each subgraph whole, as one partition,
+  * XNNPACK takes each subgraph whole, as one partition, but of graphs that the caller names: they
+    are too small for a partition to matter,
 
 and, in int8 and float32, every subgraph has a signature with static shapes and batch 1, and the
 tensors on both ends of an edge between graphs are the same: shape, type, scale and zero point, so
@@ -119,6 +120,7 @@ def check(
     *,
     precision: str,
     post_processing: Collection[str] = (),
+    in_parts: Collection[str] = (),
 ) -> None:
     """Checks every graph of a bundle and the edges between them.
 
@@ -128,32 +130,38 @@ def check(
       precision: "int8" or "float32".
       post_processing: names of the graphs around `TFLite_Detection_PostProcess`, for which
         `check_post_processing` replaces `check_graph`.
+      in_parts: names of the graphs that XNNPACK need not take whole.
 
     Raises:
       GateError: with all violations.
       ValueError: for an unknown precision, graph, signature or tensor name.
     """
-    unknown = sorted(set(post_processing) - set(models))
-    if unknown:
-        raise ValueError(f"post_processing names {unknown}, which are not in {sorted(models)}")
+    for argument, names in (("post_processing", post_processing), ("in_parts", in_parts)):
+        unknown = sorted(set(names) - set(models))
+        if unknown:
+            raise ValueError(f"{argument} names {unknown}, which are not in {sorted(models)}")
     violations = []
     for name, model in models.items():
         if name in post_processing:
             violations += check_post_processing(name, model)
         else:
-            violations += check_graph(name, model, precision=precision)
+            whole = name not in in_parts
+            violations += check_graph(name, model, precision=precision, whole=whole)
     violations += check_edges(models, edges)
     if violations:
         raise GateError(violations)
 
 
-def check_graph(name: str, model: bytes, *, precision: str) -> list[Violation]:
-    """Violations of one graph that has to run whole on the accelerator.
+def check_graph(
+    name: str, model: bytes, *, precision: str, whole: bool = True
+) -> list[Violation]:
+    """Violations of one graph that runs on the accelerator.
 
     Args:
       name: the graph's name in the records.
       model: `.tflite` bytes.
       precision: "int8" or "float32".
+      whole: whether XNNPACK has to take it as one partition.
 
     Returns:
       The violations, rule by rule and in the order of the operators; empty when the graph passes.
@@ -167,7 +175,8 @@ def check_graph(name: str, model: bytes, *, precision: str) -> list[Violation]:
             violations += _check_floats(graph)
             violations += _check_rescaling(graph)
             violations += _check_weights(graph)
-        violations += _check_partition(graph, _PARTITION_HINTS[precision])
+        if whole:
+            violations += _check_partition(graph, _PARTITION_HINTS[precision])
     return violations
 
 

@@ -12,7 +12,6 @@ from memvid_tf import provenance
 from memvid_tf.detection.matching import CODER_WEIGHTS
 from memvid_tf.errors import UserError
 from memvid_tf.models.attention import HISTORY_ONE, Attention
-from memvid_tf.models.attentive import FEATURES
 from memvid_tf.models.patchwork import Patchwork
 from memvid_tf.models.single_frame import SingleFrameDetector
 from memvid_tf.runtime import manifest as schema
@@ -75,12 +74,14 @@ def convert_graphs(
     if attention is not None:
         bundle.check_observed(attention)
         graphs["attention"] = patchwork_graphs.attention_graph(model, attention)
-        edges += patchwork_graphs.ATTENTION_EDGES
+        edges += patchwork_graphs.attention_edges(model)
     flatbuffers = {
         name: convert.convert(graph.module, graph.signatures, precision=options.precision)
         for name, graph in graphs.items()
     }
-    gate.check(flatbuffers, edges, precision=options.precision)
+    # A score is the largest of many, which XNNPACK has no int8 form of.
+    in_parts = ("attention",) if attention is not None else ()
+    gate.check(flatbuffers, edges, precision=options.precision, in_parts=in_parts)
     copied = patchwork_graphs.copied_edges(model)
     violations = gate.check_edges(flatbuffers, copied, gate.COPIED_FIELDS)
     if _detects(model):
@@ -156,9 +157,11 @@ def _manifest(model, source, options, flatbuffers, attention, name) -> schema.Ma
         coder = schema.BoxCoder(*CODER_WEIGHTS)
         heads = dict(anchors=anchors, box_coder=coder, post=options.post)
     if attention is not None:
-        edges += patchwork_graphs.ATTENTION_EDGES
+        edges += patchwork_graphs.attention_edges(model)
         calls = {**calls, "attention": (ATTENTION,)}
-        heads["attention"] = schema.AttentionSpec(FEATURES, attention.config.decay, HISTORY_ONE)
+        heads["attention"] = schema.AttentionSpec(
+            model.network.presence_from, attention.config.decay, HISTORY_ONE
+        )
     return schema.Manifest(
         schema_version=schema.SCHEMA_VERSION,
         system="patchwork",
@@ -203,7 +206,8 @@ def _record_goldens(recorder: bundle.Recorder, manifest: schema.Manifest) -> Non
         history = rng.uniform(0, manifest.attention.one, spec.shape)
         if spec.dtype == "int8":
             history = np.rint(history / spec.scale) + spec.zero_point
-        features = full[manifest.attention.map]
-        recorder.record(ATTENTION, {"features": features, "history": history.astype(spec.dtype)})
+        prediction = outputs[manifest.attention.prediction]
+        history = history.astype(spec.dtype)
+        recorder.record(ATTENTION, {"prediction": prediction, "history": history})
     if manifest.post is not None:
         recorder.record(POST, outputs)

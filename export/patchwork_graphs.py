@@ -3,8 +3,8 @@
 `body` has two signatures that share their weights: `window` runs on every frame but the first. It
 takes a window of the image and the halos of all its cells, and gives the maps of the window and its
 own strips. `full` runs on the first frame and gives the maps and strips of everything. `tail` turns
-the full frame's maps into predictions. `attention`, where there is one, turns one of these maps and
-the history of actions into a value of each window. What lies between the calls, reading halos and
+the full frame's maps into predictions. `attention`, where there is one, turns one of these and the
+history of actions into a value of each window. What lies between the calls, reading halos and
 writing strips and maps, is copying (`memvid_tf.runtime.patchwork`).
 """
 
@@ -12,7 +12,6 @@ import tensorflow as tf
 
 from export.graphs import SERVING, Graph, Kept
 from memvid_tf.models.attention import Attention
-from memvid_tf.models.attentive import FEATURES
 from memvid_tf.models.patchwork import Patchwork
 
 HALO, OWN, STRIPS = "halo", "own", "strips"
@@ -54,23 +53,29 @@ def patchwork(model: Patchwork) -> dict[str, Graph]:
 
 
 def attention_graph(model: Patchwork, attention: Attention) -> Graph:
-    """The graph attention, in inference mode: features and history to q_values [1, A]."""
-    features = [1, *model.map_sizes[FEATURES], model.map_channels[FEATURES]]
+    """The graph attention, in inference mode: a prediction and the history to q_values [1, A]."""
+    network, slices = model.network, model.windows.slices
+    tail = patchwork(model)["tail"].signatures[SERVING].get_concrete_function()
+    prediction = tail.structured_outputs[network.presence_from]
 
     @tf.function(
         input_signature=[
-            tf.TensorSpec(features, tf.float32, "features"),
+            tf.TensorSpec(prediction.shape, tf.float32, "prediction"),
             tf.TensorSpec([1, model.windows.count], tf.float32, "history"),
         ]
     )
-    def decide(features, history):
-        return {"q_values": attention(features, history)}
+    def decide(prediction, history):
+        presence = network.presence({network.presence_from: prediction}, slices)
+        return {"q_values": attention(presence, history)}
 
-    return Graph(Kept(attention), {SERVING: decide})
+    return Graph(Kept((model, attention)), {SERVING: decide})
 
 
-# The attention network reads a map of the full frame, as the tail does.
-ATTENTION_EDGES = ((f"body/full/{FEATURES}", f"attention/{SERVING}/features"),)
+def attention_edges(model: Patchwork) -> tuple[tuple[str, str], ...]:
+    """The attention network reads a prediction as it is."""
+    return (
+        (f"tail/{SERVING}/{model.network.presence_from}", f"attention/{SERVING}/prediction"),
+    )
 
 
 def map_edges(model: Patchwork) -> tuple[tuple[str, str], ...]:

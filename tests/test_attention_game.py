@@ -8,8 +8,7 @@ import tiny_patchwork
 import memvid_tf  # noqa: F401  (before TensorFlow)
 from memvid_tf.models.attention import HISTORY_ONE, AttentionConfig
 from memvid_tf.models.attention import next_history as graph_history
-from memvid_tf.models.attentive import FEATURES
-from memvid_tf.rl import attention, ddqn, game, rewards
+from memvid_tf.rl import attention, game, rewards
 from memvid_tf.runtime.attention import next_history
 from memvid_tf.windows import Windows
 
@@ -151,9 +150,10 @@ def test_tables_are_the_recurrence_where_nothing_is_read_around_a_window(kind, w
         truth = {"boxes": clips["boxes"][:, t]}
         quality = brightness(model.network.tail(states[t]), truth)
         np.testing.assert_allclose(step.quality, quality, rtol=1e-4)
-        levels = np.stack([s.features for s in step.observations])
-        error = np.abs(levels * ddqn.STATE_STEP - states[t][FEATURES])
-        assert error.max() < 0.51 * ddqn.STATE_STEP + 1e-3
+        predictions = model.network.tail(states[t])
+        presence = np.stack([s.presence for s in step.observations])
+        expected = model.network.presence(predictions, windows[0])
+        np.testing.assert_allclose(presence, expected, rtol=1e-4, atol=1e-5)
         if t:
             # What was there before, on this frame's truth.
             before = brightness(model.network.tail(states[t - 1]), truth)
@@ -191,12 +191,12 @@ def test_every_action_is_handed_out_with_what_it_leads_to():
     assert [t.a_tm1 for t in first.transitions] == [0, 1, 2, 3] * CLIPS
     earned = [t.r_t for t in first.transitions]
     np.testing.assert_allclose(earned, first.step.rewards.reshape(-1), rtol=1e-6)
-    assert len({tuple(t.s_t.features.reshape(-1)) for t in first.transitions}) == 4 * CLIPS
+    assert len({tuple(t.s_t.presence.reshape(-1)) for t in first.transitions}) == 4 * CLIPS
     for t in first.transitions:
         assert t.s_tm1.history.max() == 0 and t.s_t.history.argmax() == t.a_tm1
     # What was done is where the next frame starts.
     done = first.transitions[int(first.step.actions[0])].s_t
-    np.testing.assert_array_equal(played[1].transitions[0].s_tm1.features, done.features)
+    np.testing.assert_array_equal(played[1].transitions[0].s_tm1.presence, done.presence)
     assert model.windows.count == 4
 
 

@@ -247,6 +247,8 @@ def test_unknown_names_are_refused_with_the_known_ones(sound_model):
             gate.check_edges(models, [edge])
     with pytest.raises(ValueError, match="post_processing names"):
         gate.check(models, [], precision="int8", post_processing=["post"])
+    with pytest.raises(ValueError, match="in_parts names"):
+        gate.check(models, [], precision="int8", in_parts=["attention"])
     with pytest.raises(ValueError, match="'int4' is not one of"):
         gate.check(models, [], precision="int4")
     with pytest.raises(ValueError, match="not a .tflite file"):

@@ -123,14 +123,17 @@ def test_the_bundle_says_how_attention_is_called(kind):
     bundle = Bundle.load(tiny_windows.bundle(kind))
     manifest = bundle.manifest
     assert manifest.calls["attention"] == ("attention/serving_default",)
-    assert (manifest.attention.map, manifest.attention.decay) == ("features", 0.5)
+    read = {"detector": "class_logits", "segmenter": "mask_logits"}[kind]
+    assert (manifest.attention.prediction, manifest.attention.decay) == (read, 0.5)
     assert manifest.signature("attention/serving_default").outputs["q_values"].shape == (1, 4)
     attention = manifest.attention
     without = {name: steps for name, steps in manifest.calls.items() if name != "attention"}
     for field, changed in {
         "attention is None": dict(attention=None),
         "attention is AttentionSpec": dict(calls=without),
-        "attention.map": dict(attention=dataclasses.replace(attention, map="boxes")),
+        "attention.prediction": dict(
+            attention=dataclasses.replace(attention, prediction="features")
+        ),
         "attention.decay": dict(attention=dataclasses.replace(attention, decay=1.0)),
         "attention.one": dict(attention=dataclasses.replace(attention, one=0.0)),
     }.items():

@@ -30,7 +30,7 @@ MODEL = {
 LOSSES = {"detector": tiny_run.FLOAT["task"]["losses"], "segmenter": {"positive_weight": 2.0}}
 WINDOWS = {
     "windows": {"slices": 2, "adjacent": 1},
-    "attention": {"channels": 4, "hidden": 8, "decay": 0.5},
+    "attention": {"hidden": 8, "decay": 0.5},
 }
 
 

@@ -47,27 +47,26 @@ class BundleWindows:
         }
 
     def first(self, frames: np.ndarray):
-        """See `window_rollout.WindowNetwork`; the state is a memory a clip."""
-        done = [self._network.first(self._network.prepare(frame)) for frame in frames]
-        outputs, memories = zip(*done)
-        return self._stacked(outputs), list(memories)
+        """See `window_rollout.WindowNetwork`; the state of a clip is its outputs and its memory."""
+        state = [self._network.first(self._network.prepare(frame)) for frame in frames]
+        return self._stacked([outputs for outputs, _ in state]), state
 
     def step(self, frames: np.ndarray, actions: np.ndarray, state: list, context: bool):
         """See `window_rollout.WindowNetwork`."""
-        outputs, state = [], copy.deepcopy(state)
-        for frame, action, memory in zip(frames, actions, state):
+        done = []
+        for frame, action, (_, memory) in zip(frames, actions, copy.deepcopy(state)):
             if not context:
                 memory.strips[:-1] = memory.strips[-1]
             image = self._network.prepare(frame)
-            outputs.append(self._network.step(image, int(action), memory))
-        return self._stacked(outputs), state
+            done.append((self._network.step(image, int(action), memory), memory))
+        return self._stacked([outputs for outputs, _ in done]), done
 
     def q_values(self, state: list, history: np.ndarray) -> np.ndarray:
         """See `window_rollout.WindowNetwork`."""
-        name = self._attention.spec.map
+        name = self._attention.spec.prediction
         return np.stack(
             [
-                self._attention.q_values(memory.maps[name], row[None])
-                for memory, row in zip(state, history)
+                self._attention.q_values(outputs[name], row[None])
+                for (outputs, _), row in zip(state, history)
             ]
         )

@@ -6,7 +6,6 @@ import tensorflow as tf
 from memvid_tf.evaluation.counting import count
 from memvid_tf.evaluation.window_rollout import Costs
 from memvid_tf.models.attention import HISTORY_ONE, Attention
-from memvid_tf.models.attentive import FEATURES
 from memvid_tf.models.patchwork import Patchwork
 
 
@@ -53,7 +52,7 @@ class CheckpointWindows:
         self._first = tf.function(lambda frames: model.start(model.network.preprocess(frames)))
         self._step = tf.function(self._step_graph)
         self._without = tf.function(self._step_without_context)
-        self._values = tf.function(lambda features, history: attention(features, history))
+        self._values = tf.function(self._values_graph)
 
     @property
     def costs(self) -> Costs:
@@ -70,8 +69,10 @@ class CheckpointWindows:
         }
         attention = None
         if self._attention is not None:
+            slices = self.windows.slices
+            presence = tf.TensorSpec([1, slices, slices, 1])
             history = tf.TensorSpec([1, self.windows.count])
-            attention = count(self._attention, maps[FEATURES], history).multiply_adds
+            attention = count(self._attention, presence, history).multiply_adds
         return Costs(
             full=_full_cost(model.network),
             window=body.multiply_adds + count(model.network.tail, maps).multiply_adds,
@@ -85,18 +86,22 @@ class CheckpointWindows:
         empty = state._replace(strips=tf.zeros_like(state.strips))
         return self._step_graph(frames, actions, empty)
 
+    def _values_graph(self, predictions, history):
+        presence = self._model.network.presence(predictions, self.windows.slices)
+        return self._attention(presence, history)
+
     def first(self, frames: np.ndarray):
-        """See `window_rollout.WindowNetwork`."""
+        """See `window_rollout.WindowNetwork`; a state has the predictions with it."""
         predictions, state = self._first(tf.constant(frames))
-        return _arrays(predictions), state
+        return _arrays(predictions), (state, predictions)
 
     def step(self, frames: np.ndarray, actions: np.ndarray, state, context: bool):
         """See `window_rollout.WindowNetwork`."""
         step = self._step if context else self._without
-        predictions, state = step(tf.constant(frames), tf.constant(actions), state)
-        return _arrays(predictions), state
+        predictions, state = step(tf.constant(frames), tf.constant(actions), state[0])
+        return _arrays(predictions), (state, predictions)
 
     def q_values(self, state, history: np.ndarray) -> np.ndarray:
         """See `window_rollout.WindowNetwork`."""
         ones = tf.constant(history * np.float32(HISTORY_ONE))
-        return self._values(state.maps[FEATURES], ones).numpy()
+        return self._values(state[1], ones).numpy()

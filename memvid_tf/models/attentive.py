@@ -1,7 +1,7 @@
 """Patchwork with what picks its windows (PW figure 1a): a network, its windows, and attention.
 
-The attention network reads `FEATURES`, the map of the body that the tail's global part is made of:
-it has a view of the full frame, parts of which are as old as their last window.
+The attention network reads the presence of something in each tile, which the predictions for the
+full frame say: parts of them are as old as their last window.
 """
 
 import tensorflow as tf
@@ -11,8 +11,6 @@ from official.modeling import hyperparams
 from memvid_tf.models import patchwork
 from memvid_tf.models.attention import Attention, AttentionConfig
 from memvid_tf.models.interleaved import QUANTIZATIONS
-
-FEATURES = "features"
 
 
 class AttentiveNetwork(tf_keras.Model):
@@ -44,8 +42,8 @@ def build_attention(
     """An attention network with all its variables for a network in windows."""
     scheme = QUANTIZATIONS[model.network.config.quantization]
     attention = Attention(config, model.windows, scheme, **kwargs)
-    features = tf.zeros([1, *model.map_sizes[FEATURES], model.map_channels[FEATURES]])
-    attention(features, tf.zeros([1, model.windows.count]))
+    slices = model.windows.slices
+    attention(tf.zeros([1, slices, slices, 1]), tf.zeros([1, model.windows.count]))
     # Values that are too high are learned only through values of later frames, a discount at a
     # time. Near zero they are none.
     attention.values.kernel.assign(0.01 * attention.values.kernel)

@@ -49,7 +49,13 @@ class SegmenterConfig(hyperparams.Config):
 
 
 class Segmenter(tf_keras.Model):
-    """See the module."""
+    """See the module.
+
+    Attributes:
+      presence_from: the prediction that `presence` reads.
+    """
+
+    presence_from = "mask_logits"
 
     def __init__(self, config: SegmenterConfig, **kwargs):
         """Raises ValueError where the configuration contradicts itself."""
@@ -80,6 +86,7 @@ class Segmenter(tf_keras.Model):
         self.project_pooled = Conv(depth, scheme=scheme, name="project_pooled")
         self.add = Add("relu6", scheme, name="add")
         self.logits = Conv(1, scheme=scheme, name="logits")
+        self.score_range = quantize(scheme, "sigmoid", name="score_range")
 
     def preprocess(self, frames):
         """[B, H, W, 3] uint8 to float32 in [-1, 127/128]."""
@@ -114,6 +121,21 @@ class Segmenter(tf_keras.Model):
         x = self.project_pooled(self.pooled(x, training=training), training=training)
         x = self.add(local, x, training=training)
         return {"mask_logits": tf.cast(self.logits(x, training=training), tf.float32)}
+
+    def presence(self, predictions, slices: int):
+        """The mean probability of foreground in each tile of the frame.
+
+        Args:
+          predictions: of `tail`.
+          slices: tiles in a row and in a column.
+
+        Returns:
+          [B, slices, slices, 1] float32 in [0, 1).
+        """
+        logits = self.logits.output_range(predictions[self.presence_from])
+        scores = self.score_range(tf.sigmoid(logits))
+        tile = [side // slices for side in scores.shape[1:3]]
+        return self.score_range(tf.nn.avg_pool2d(scores, tile, tile, "VALID"))
 
     def segment(self, images, training=False):
         """Logits at the size of `tail`; arguments as of `body`, returns as `tail`."""

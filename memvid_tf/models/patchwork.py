@@ -61,15 +61,24 @@ class WindowConfig(hyperparams.Config):
 
 
 class Network(Protocol):
-    """What Patchwork asks of a single-frame network."""
+    """What Patchwork asks of a single-frame network.
+
+    Attributes:
+      config: of the network.
+      presence_from: the prediction that `presence` reads.
+    """
 
     config: hyperparams.Config
+    presence_from: str
 
     def body(self, images, training=False, surround=None) -> dict[str, tf.Tensor]:
         """Maps [B, h, w, C] of a frame or, given its surroundings, of a window of it."""
 
     def tail(self, maps, training=False) -> dict[str, tf.Tensor]:
         """Predictions from the maps of the full frame."""
+
+    def presence(self, predictions, slices: int) -> tf.Tensor:
+        """How sure the predictions are of something in each tile, [B, slices, slices, 1]."""
 
 
 class State(NamedTuple):

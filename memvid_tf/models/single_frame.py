@@ -94,7 +94,10 @@ class SingleFrameDetector(tf_keras.Model):
 
     Attributes:
       anchors: [A, 4] float32 `ycenter, xcenter, height, width`.
+      presence_from: the prediction that `presence` reads.
     """
+
+    presence_from = "class_logits"
 
     def __init__(self, config: SingleFrameConfig, **kwargs):
         """Raises ValueError where the configuration contradicts itself."""
@@ -125,11 +128,15 @@ class SingleFrameDetector(tf_keras.Model):
         spec = AnchorSpec(**config.anchors.as_dict())
         maps = 2 + len(config.extra_depths)
         first = (-(-side // (self.backbone.stride // 2)) for side in config.image_size)
-        self.anchors = make_anchors(map_sizes(*first, maps), spec)
+        sizes = map_sizes(*first, maps)
+        self.anchors = make_anchors(sizes, spec)
         # One range each, so that concatenating the maps needs no rescaling.
         self.box_range = quantize(scheme, "observed", name="box_range")
         self.class_range = quantize(scheme, "observed", name="class_range")
+        self.score_range = quantize(scheme, "sigmoid", name="score_range")
         counts = [len(shapes) for shapes in spec.shapes(maps)]
+        # Height, width and anchors a position of every map.
+        self.grids = [(*size, count) for size, count in zip(sizes, counts)]
         self.box_predictors = [
             Predictor(n, 4, scheme, self.box_range, norm=norm, name=f"boxes_{k}")
             for k, n in enumerate(counts)
@@ -195,6 +202,29 @@ class SingleFrameDetector(tf_keras.Model):
                 "classes", self.class_predictors, logits, self.class_range
             ),
         }
+
+    def presence(self, predictions, slices: int):
+        """The largest score of a class in each tile of the frame.
+
+        Args:
+          predictions: of `tail`.
+          slices: tiles in a row and in a column.
+
+        Returns:
+          [B, slices, slices, 1] float32 in [0, 1), of the maps that tiles cut into equal parts.
+        """
+        logits = self.class_range(predictions[self.presence_from])
+        scores = self.score_range(tf.nn.softmax(logits))
+        best = tf.reduce_max(scores[..., 1:], -1)
+        tiles, start = [], 0
+        for height, width, anchors in self.grids:
+            end = start + height * width * anchors
+            if height % slices == 0 and width % slices == 0:
+                grid = tf.reshape(best[:, start:end], [-1, height, width, anchors])
+                tile = [height // slices, width // slices]
+                tiles.append(tf.nn.max_pool2d(grid, tile, tile, "VALID"))
+            start = end
+        return tf.reduce_max(tf.concat(tiles, -1), -1, keepdims=True)
 
     def detect(self, images, training=False):
         """Predictions.

@@ -20,31 +20,28 @@ import numpy as np
 import tensorflow as tf
 
 from memvid_tf.models.attention import HISTORY_ONE, AttentionConfig
-from memvid_tf.models.attentive import FEATURES
 from memvid_tf.models.patchwork import Patchwork
 from memvid_tf.rl import rewards
-from memvid_tf.rl.ddqn import STATE_STEP, stored
 from memvid_tf.runtime.attention import next_history
 
 TRUTH = ("boxes", "classes", "masks")
 
 
 class WindowObservation(NamedTuple):
-    """What attention reads of one clip, or with a leading batch axis of several, as stored.
+    """What attention reads of one clip, or with a leading batch axis of several.
 
     Attributes:
-      features: [H, W, C] uint8 in steps of `STATE_STEP`.
+      presence: [M, M, 1] float32 in [0, 1], of each tile.
       history: [A] float32 in [0, 1], F of equation 1.
     """
 
-    features: np.ndarray
+    presence: np.ndarray
     history: np.ndarray
 
 
 def attention_values(attention, s: WindowObservation, training: bool):
     """Q-values [B, A] of an attention network for stored observations."""
-    features = tf.cast(s.features, tf.float32) * STATE_STEP
-    return attention(features, tf.cast(s.history, tf.float32) * HISTORY_ONE, training=training)
+    return attention(s.presence, s.history * HISTORY_ONE, training=training)
 
 
 class WindowStep(NamedTuple):
@@ -124,9 +121,9 @@ class AttentionEnvironment:
         self._seen = np.zeros([self._clips, self._inside.shape[1]], np.int32)
         self._history = np.zeros([self._clips, actions], np.float32)
         self._t = 0
-        quality, features = self._look(self._tables, self._seen[:, None], self._truth_at(0))
+        quality, presence = self._look(self._tables, self._seen[:, None], self._truth_at(0))
         first = [
-            WindowObservation(f, h) for f, h in zip(stored(features[:, 0]), self._history)
+            WindowObservation(p, h) for p, h in zip(presence[:, 0].numpy(), self._history)
         ]
         nothing = np.zeros([self._clips, actions], np.float32)
         return WindowStep(
@@ -150,16 +147,16 @@ class AttentionEnvironment:
         # Every window, and at last none, whose value the others have to exceed.
         choices = np.concatenate([self._inside, np.zeros_like(self._inside[:1])])
         seen = np.where(choices[None], self._t, self._seen[:, None]).astype(np.int32)
-        quality, features = self._look(self._tables, seen, self._truth_at(self._t))
+        quality, presence = self._look(self._tables, seen, self._truth_at(self._t))
         earned = rewards.gained(quality[:, :-1], quality[:, -1:]).numpy()
-        levels = stored(features[:, :-1])
+        presence = presence.numpy()
         all_actions = range(len(self._inside))
         histories = [
             next_history(self._history, np.full(self._clips, a), self._config.decay)
             for a in all_actions
         ]
         outcomes = [
-            tuple(WindowObservation(levels[b][a], histories[a][b]) for a in all_actions)
+            tuple(WindowObservation(presence[b, a], histories[a][b]) for a in all_actions)
             for b in range(self._clips)
         ]
         clips = np.arange(self._clips)
@@ -206,13 +203,14 @@ class AttentionEnvironment:
         return tf.reshape(tf.transpose(parts, [0, 1, 3, 2, 4, 5]), [-1, height, width, channels])
 
     def _look_graph(self, tables, seen, truth):
-        """f [B, K] and the features [B, K, H, W, C] of K choices."""
+        """f [B, K] and the presence [B, K, M, M, 1] of K choices."""
         clips, choices = seen.shape[:2]
         maps = {name: self._together(name, table, seen) for name, table in tables.items()}
         truth = {name: tf.repeat(value, choices, axis=0) for name, value in truth.items()}
-        quality = self._quality(self._model.network.tail(maps), truth)
-        features = maps[FEATURES]
+        network = self._model.network
+        predictions = network.tail(maps)
+        presence = network.presence(predictions, self._model.windows.slices)
         return (
-            tf.reshape(quality, [clips, choices]),
-            tf.reshape(features, [clips, choices, *features.shape[1:]]),
+            tf.reshape(self._quality(predictions, truth), [clips, choices]),
+            tf.reshape(presence, [clips, choices, *presence.shape[1:]]),
         )

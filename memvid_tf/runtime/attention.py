@@ -46,7 +46,7 @@ class Attention:
         self.spec = manifest.attention
         call = manifest.calls["attention"][0]
         graph = load_graph(bundle, call, num_threads)
-        self._call = graph.bind(("features", "history"), ("q_values",))
+        self._call = graph.bind(("prediction", "history"), ("q_values",))
         self._dequantize = dequantizer(manifest.tensor(f"{call}/q_values", "outputs"))
         history = graph.inputs["history"]
         self._store = (lambda x: x) if history.scale is None else history.quantize
@@ -56,15 +56,15 @@ class Attention:
         """Wall time of the latest invoke."""
         return self._call.last_ms
 
-    def q_values(self, features: np.ndarray, history: np.ndarray) -> np.ndarray:
+    def q_values(self, prediction: np.ndarray, history: np.ndarray) -> np.ndarray:
         """Values of the windows of the next frame.
 
         Args:
-          features: [1, H, W, C] as stored, the map that `spec.map` names.
+          prediction: as stored, the output of the tail that `spec.prediction` names.
           history: [1, A] float32 in [0, 1], of `next_history`.
 
         Returns:
           [A] float32.
         """
         stored = self._store(history * np.float32(self.spec.one))
-        return self._dequantize(self._call(features, stored)[0])[0]
+        return self._dequantize(self._call(prediction, stored)[0])[0]

@@ -159,18 +159,18 @@ class PolicySpec:
 
 @dataclasses.dataclass(frozen=True)
 class AttentionSpec:
-    """How the attention network is called (PW 3.1). After every frame: its `features`, which is the
-    map of that name as the tail takes it, and `history` [1, actions]. The window of the next frame
-    is the one with the largest value in `q_values`, the first of equals.
+    """How the attention network is called (PW 3.1). After every frame: its `prediction`, which is an
+    output of the tail as it is, and `history` [1, actions]. The window of the next frame is the one
+    with the largest value in `q_values`, the first of equals.
 
     Attributes:
-      map: name of the map, one of `windows.maps`.
+      prediction: name of the tail's output.
       decay: before a video's first frame the history is zeros. After each frame with an action a,
         it becomes min(decay · history + one · onehot(a), one), as real values.
       one: see `decay`.
     """
 
-    map: str
+    prediction: str
     decay: float
     one: float
 

@@ -76,16 +76,16 @@ def _check_attention(manifest, tail: str, actions: int) -> None:
     spec, calls = manifest.attention, manifest.calls["attention"]
     if len(calls) != 1:
         fail("calls.attention", calls, "one signature")
-    if spec.map not in manifest.windows.maps:
-        fail("attention.map", spec.map, f"one of windows.maps, {list(manifest.windows.maps)}")
+    outputs = list(manifest.signature(tail).outputs)
+    if spec.prediction not in outputs:
+        fail("attention.prediction", spec.prediction, f"an output of {tail}, {outputs}")
     if not 0 <= spec.decay < 1:
         fail("attention.decay", spec.decay, "a number in [0, 1)")
     if spec.one <= 0:
         fail("attention.one", spec.one, "a number above 0")
-    features = manifest.tensor(f"{calls[0]}/features", "inputs")
-    stored = manifest.tensor(f"{tail}/{spec.map}", "inputs")
-    edge = f"calls.attention: map {spec.map} of {tail} -> {calls[0]}/features"
-    check_edge(edge, stored, features)
+    read = manifest.tensor(f"{calls[0]}/prediction", "inputs")
+    stored = manifest.tensor(f"{tail}/{spec.prediction}", "outputs")
+    check_edge(f"calls.attention: {tail}/{spec.prediction} -> {calls[0]}/prediction", stored, read)
     for name, side in (("history", "inputs"), ("q_values", "outputs")):
         tensor = manifest.tensor(f"{calls[0]}/{name}", side)
         if tensor.shape != (1, actions):

@@ -16,7 +16,7 @@ import numpy as np
 from memvid_tf.runtime.attention import Attention, next_history
 from memvid_tf.runtime.bundle import Bundle
 from memvid_tf.runtime.detector import dequantizer, post_processing
-from memvid_tf.runtime.patchwork import Memory, PatchworkNetwork
+from memvid_tf.runtime.patchwork import PatchworkNetwork
 from memvid_tf.runtime.postprocess import Detections, foreground
 from memvid_tf.runtime.runners import Timings
 
@@ -29,8 +29,8 @@ class AttentionPolicy(Protocol):
     def pick(self, frame_index: int) -> int:
         """The action of frame `frame_index`, from 1."""
 
-    def observe(self, memory: Memory) -> None:
-        """Takes note of a frame that is done, the first one too, and what is remembered."""
+    def observe(self, outputs: dict[str, np.ndarray]) -> None:
+        """Takes note of a frame that is done, the first one too: of the tail's outputs."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Scanning:
         """The action of frame `frame_index`, from 1."""
         return (frame_index - 1) % self.count
 
-    def observe(self, memory: Memory) -> None:
+    def observe(self, outputs: dict[str, np.ndarray]) -> None:
         """What is seen does not change the turns."""
 
 
@@ -61,7 +61,7 @@ class Random:
         """The action of the next frame."""
         return int(self._rng.integers(self._count))
 
-    def observe(self, memory: Memory) -> None:
+    def observe(self, outputs: dict[str, np.ndarray]) -> None:
         """Chance has no memory."""
 
 
@@ -86,10 +86,10 @@ class Learned:
         )
         return action
 
-    def observe(self, memory: Memory) -> None:
+    def observe(self, outputs: dict[str, np.ndarray]) -> None:
         """Decides about the next frame."""
-        features = memory.maps[self._attention.spec.map]
-        self._best = int(self._attention.q_values(features, self._history).argmax())
+        prediction = outputs[self._attention.spec.prediction]
+        self._best = int(self._attention.q_values(prediction, self._history).argmax())
 
 
 POLICIES: dict[str, Callable[[int], AttentionPolicy]] = {"scanning": Scanning, "random": Random}
@@ -176,7 +176,7 @@ class WindowRunner:
             else:
                 detections = self._post(outputs["box_encodings"], outputs["class_logits"])
             done = time.perf_counter()
-            policy.observe(memory)
+            policy.observe(outputs)
             end = time.perf_counter()
             timings = Timings(
                 (ready - start) * 1e3,

@@ -21,7 +21,7 @@ from memvid_tf.errors import UserError
 from memvid_tf.evaluation import window_rollout
 from memvid_tf.evaluation.checkpoint_windows import CheckpointWindows
 from memvid_tf.models.attention import AttentionConfig, next_history
-from memvid_tf.models.attentive import FEATURES, AttentiveNetwork, build_attention
+from memvid_tf.models.attentive import AttentiveNetwork, build_attention
 from memvid_tf.models.patchwork import WindowConfig
 from memvid_tf.rl import ddqn, rewards
 from memvid_tf.rl.attention import TRUTH
@@ -165,13 +165,19 @@ class PatchworkTask(ClipTask):
         images = model.network.preprocess(inputs["frames"])
         batch, frames = tf.shape(images)[0], images.shape[1]
         count = model.patchwork.windows.count
+        slices = model.patchwork.windows.slices
+
+        def presence(predicted):
+            # The gradient of Q-learning ends at the attention network.
+            return tf.stop_gradient(model.network.presence(predicted, slices))
+
         outputs, state = model.patchwork.start(images[:, 0], training=True)
-        predictions, features, actions = [outputs], [state.maps[FEATURES]], []
+        predictions, presences, actions = [outputs], [presence(outputs)], []
         histories = [tf.zeros([batch, count])]
         # Traced for one frame instead of for each: a training starts in a third of the time.
         look = tf.function(model.patchwork.step, autograph=False)
         for t in range(1, frames):
-            values = model.attention(features[-1], histories[-1])
+            values = model.attention(presences[-1], histories[-1])
             draw = 2 * (step * frames + t)
             seeds = [tf.stack([config.seed, draw + k]) for k in (0, 1)]
             anywhere = tf.random.stateless_uniform([batch], seeds[0], 0, count, tf.int32)
@@ -180,13 +186,13 @@ class PatchworkTask(ClipTask):
             action = tf.where(explores, anywhere, best)
             outputs, state = look(images[:, t], action, state, training=True)
             predictions.append(outputs)
-            features.append(state.maps[FEATURES])
+            presences.append(presence(outputs))
             histories.append(next_history(histories[-1], action, config.attention.decay))
             actions.append(action)
         stacked = {name: tf.stack([p[name] for p in predictions], 1) for name in predictions[0]}
         loss, logged = self.objective.loss(stacked, inputs)
         quality, reward = self._rewards(stacked, inputs)
-        q_loss, q_mean = self._q_loss(model, features, histories, actions, reward)
+        q_loss, q_mean = self._q_loss(model, presences, histories, actions, reward)
         values = {
             **logged,
             "q_loss": q_loss,
@@ -211,14 +217,14 @@ class PatchworkTask(ClipTask):
         after = quality(1, None)
         return after, tf.stop_gradient(rewards.gained(after, quality(0, -1)))
 
-    def _q_loss(self, model, features, histories, actions, reward):
+    def _q_loss(self, model, presences, histories, actions, reward):
         """Equations 4 and 5 on the transitions of the clips, and the mean value."""
         config = self.task_config.q_learning
-        features = tf.stop_gradient(tf.stack(features, 1))
         histories = tf.stack(histories, 1)
+        states = frames_of(tf.stack(presences, 1)), frames_of(histories)
         # s_t of one transition is s_tm1 of the next.
-        q_online = model.attention(frames_of(features), frames_of(histories), training=True)
-        q_target = self._target(frames_of(features), frames_of(histories))
+        q_online = model.attention(*states, training=True)
+        q_target = self._target(*states)
         q_online, q_target = (
             tf.reshape(x, [-1, histories.shape[1], x.shape[-1]]) for x in (q_online, q_target)
         )
