@@ -46,10 +46,11 @@ def parts(model: Patchwork) -> tuple[Cost, Cost]:
 
 
 def attention(model: Patchwork) -> Cost:
-    """The attention network on the features of a detector."""
-    features = tf.TensorSpec([1, *model.map_sizes["features"], model.map_channels["features"]])
+    """The attention network."""
+    slices = model.windows.slices
+    presence = tf.TensorSpec([1, slices, slices, 1])
     history = tf.TensorSpec([1, model.windows.count])
-    return count(Attention(AttentionConfig(), model.windows), features, history)
+    return count(Attention(AttentionConfig(), model.windows), presence, history)
 
 
 def table_1() -> Section:

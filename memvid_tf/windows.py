@@ -177,6 +177,8 @@ class StripLayout:
       memory, halo, own: sizes in chunks of the memory, of what a step reads and what it writes.
       read: [actions, halo] int32, the chunk of the memory that each chunk of the halo is; `memory`
         where it is outside the frame.
+      readers: [actions, memory] int32, the same from the other end: the chunk of the halo that each
+        chunk of the memory becomes, and `halo` where it is not read.
       places: [actions, own] int32, the chunk of the memory that each chunk written is.
       write: [actions, memory] int32, the same from the other end, where each chunk of the next
         memory comes from: below `own` the window's own strips, and `own` plus its place in the
@@ -197,6 +199,10 @@ class StripLayout:
         self.read = np.concatenate(reads, 1).astype(np.int32)
         self.places = np.concatenate(owns, 1).astype(np.int32)
         self.halo, self.own = self.read.shape[1], self.places.shape[1]
+        # One column more takes what is outside the frame.
+        self.readers = np.full([windows.count, self.memory + 1], self.halo, np.int32)
+        np.put_along_axis(self.readers, self.read, np.arange(self.halo, dtype=np.int32)[None], 1)
+        self.readers = self.readers[:, :-1]
         stays = self.own + np.arange(self.memory)
         self.write = np.tile(stays, (windows.count, 1)).astype(np.int32)
         np.put_along_axis(self.write, self.places, np.arange(self.own, dtype=np.int32)[None], 1)

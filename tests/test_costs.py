@@ -218,8 +218,10 @@ def test_patchwork_table_1_is_reproduced():
     full = rows["single-frame, full"].cost
     for (slices, adjacent), policy, mflops in patchwork_tables.WINDOWED_MFLOPS:
         row = rows[f"M = {slices}, N = {adjacent}, {policy}"]
-        # The paper's rows have about five more, which its text does not explain.
-        assert mflops / 2 - 5.5 < row.cost.multiply_adds / 1e6 < mflops / 2
+        # The paper's rows have about five more, which its text does not explain; those of DQN up to
+        # one more again, for a larger attention network.
+        more = 6.5 if policy == "DQN" else 5.5
+        assert mflops / 2 - more < row.cost.multiply_adds / 1e6 < mflops / 2
         if policy == "DQN":
             continue
         assert row.cost.parameters == full.parameters

@@ -22,7 +22,7 @@ from memvid_tf.layers.patchwork import (
     read_window,
     write_strips,
 )
-from memvid_tf.windows import StripLayout, Windows
+from memvid_tf.windows import Cell, StripLayout, Windows
 
 WINDOWS = [(2, 1), (4, 2), (4, 1), (3, 2)]
 SIZE = (48, 96)
@@ -210,6 +210,38 @@ def test_a_graph_computes_the_same_and_carries_gradients_through_the_strips():
     read = set(form.layout.read[3]) - {form.layout.memory}
     moved = np.flatnonzero(np.abs(gradient[0]).sum(-1))
     assert len(moved) > 20 and set(moved) <= read
+
+
+@pytest.mark.parametrize("sizes", [*WINDOWS, (3, 3)])
+def test_gradients_of_the_strips_are_those_of_gathers(sizes):
+    random = np.random.default_rng(7)
+    cells = (Cell("a", (12, 24), 4, (1, 1), (0, 1)), Cell("b", (12, 12), 6, (2, 1), (1, 2)))
+    layout = StripLayout(cells, Windows(*sizes))
+    action = tf.constant(random.integers(0, layout.windows.count, 3), tf.int32)
+    strips = tf.constant(maps(random, 3, layout.memory, layout.chunk))
+    own = tf.constant(maps(random, 3, layout.own, layout.chunk))
+
+    def gathered(strips, own):
+        padded = tf.pad(strips, [(0, 0), (0, 1), (0, 0)])
+        halo = tf.gather(padded, tf.gather(layout.read, action), axis=1, batch_dims=1)
+        both = tf.concat([own, strips], 1)
+        return halo, tf.gather(both, tf.gather(layout.write, action), axis=1, batch_dims=1)
+
+    def ours(strips, own):
+        return read_strips(strips, action, layout), write_strips(strips, own, action, layout)
+
+    found, weights = [], [None, None]
+    for way in (ours, gathered):
+        with tf.GradientTape() as tape:
+            tape.watch([strips, own])
+            results = way(strips, own)
+            if weights[0] is None:
+                weights = [tf.constant(maps(random, *x.shape)) for x in results]
+            total = tf.add_n([tf.reduce_sum(x * w) for x, w in zip(results, weights)])
+        gradients = tape.gradient(total, [strips, own])
+        found.append([*results, *(tf.convert_to_tensor(g) for g in gradients)])
+    for x, y in zip(*found):
+        np.testing.assert_array_equal(x, y)
 
 
 def test_misalignment_names_the_layer():

@@ -279,14 +279,40 @@ def read_strips(strips, action, layout: StripLayout):
       action: [B] int32.
       layout: of the strips.
     """
-    padded = tf.pad(strips, [(0, 0), (0, 1), (0, 0)])
-    return tf.gather(padded, tf.gather(layout.read, action), axis=1, batch_dims=1)
+    read, readers = (tf.gather(table, action) for table in (layout.read, layout.readers))
+
+    # No chunk is read twice: the gradient is a copy as well, where TensorFlow would add it up.
+    @tf.custom_gradient
+    def halo(strips):
+        return _taken(_and_zero(strips), read), lambda up: _taken(_and_zero(up), readers)
+
+    return halo(strips)
 
 
 def write_strips(strips, own, action, layout: StripLayout):
     """The next memory. own: [B, layout.own, layout.chunk]; the others as in `read_strips`."""
-    both = tf.concat([own, strips], 1)
-    return tf.gather(both, tf.gather(layout.write, action), axis=1, batch_dims=1)
+    write, places = (tf.gather(table, action) for table in (layout.write, layout.places))
+
+    # As in `read_strips`: no chunk is written twice.
+    @tf.custom_gradient
+    def memory(strips, own):
+        def gradient(up):
+            stays = tf.cast(write >= layout.own, up.dtype)[..., tf.newaxis]
+            return up * stays, _taken(up, places)
+
+        return _taken(tf.concat([own, strips], 1), write), gradient
+
+    return memory(strips, own)
+
+
+def _taken(chunks, places):
+    """Of each example the chunks at some places: [B, n, chunk] and [B, k] to [B, k, chunk]."""
+    return tf.gather(chunks, places, axis=1, batch_dims=1)
+
+
+def _and_zero(chunks):
+    """A chunk of zeros behind the others."""
+    return tf.pad(chunks, [(0, 0), (0, 1), (0, 0)])
 
 
 def offsets(windows: Windows, action, size: Sequence[int]):

@@ -42,6 +42,8 @@ class QLearningConfig(hyperparams.Config):
       discount: weight of the next frame's value, in [0, 1).
       reward_scale: as of the earlier stage, see `ddqn.DdqnConfig`.
       weight: of its loss beside the task's.
+      rate: share of the optimizer's step that the attention network makes, in (0, 1]. The few
+        transitions of a batch of clips say far less than a replay, which it was trained from.
       target_momentum: share of the old weights in the target network, each step.
       huber_delta: error beyond which the loss is linear.
     """
@@ -50,6 +52,7 @@ class QLearningConfig(hyperparams.Config):
     discount: float = 0.9
     reward_scale: float = 1.0
     weight: float = 1.0
+    rate: float = 0.03
     target_momentum: float = 0.99
     huber_delta: float = 1.0
 
@@ -101,6 +104,7 @@ class PatchworkTask(ClipTask):
                 ("q_learning.discount", q.discount, 0 <= q.discount < 1, "0 to 1, below 1"),
                 ("q_learning.reward_scale", q.reward_scale, q.reward_scale > 0, "above 0"),
                 ("q_learning.weight", q.weight, q.weight >= 0, "0 or more"),
+                ("q_learning.rate", q.rate, 0 < q.rate <= 1, "above 0, at most 1"),
                 (
                     "q_learning.target_momentum",
                     q.target_momentum,
@@ -243,8 +247,13 @@ class PatchworkTask(ClipTask):
         return loss, tf.reduce_mean(q_online)
 
     def train_step(self, inputs, model, optimizer, metrics=None):
+        attention = model.attention.trainable_variables
+        before = [tf.identity(variable) for variable in attention]
         logs = super().train_step(inputs, model, optimizer, metrics)
-        momentum = self.task_config.q_learning.target_momentum
+        config = self.task_config.q_learning
+        for variable, old in zip(attention, before):
+            variable.assign(old + config.rate * (variable - old))
+        momentum = config.target_momentum
         pairs = zip(self._target.variables, model.attention.variables, strict=True)
         for target, online in pairs:
             # Ranges are no weights: an average that starts from none would clip for long.
