@@ -62,6 +62,13 @@ PAPER = {
     "segmenter": {"frames:full": "J 63.6, F 59.5", "windows_4_2:dqn": "J 62.1, F 58.8"},
 }
 METRICS = {"detector": ("mAP",), "segmenter": ("J", "F")}
+# What the picture compares at equal cost: results by the name of a line.
+FRONTIER = {
+    "single frame, resized": ("frames_1_16:full", "frames_1_4:full", "frames:full"),
+    "chance": ("windows_4_1:random", "windows_4_2:random"),
+    "scanning": ("windows_4_1:scanning", f"{SCANNED}:scanning"),
+    "attention": ("windows_4_1:dqn", "windows_4_2:dqn"),
+}
 
 
 def phases(kind: str, counts: dict[str, int]) -> tuple[pipeline.Phase, ...]:
@@ -208,8 +215,22 @@ def collect(runs: dict[int, pipeline.Run], kind: str) -> dict:
     return result
 
 
-def markdown(result: dict) -> str:
-    """The results as a page."""
+def picture(result: dict) -> str:
+    """Accuracy against cost, as SVG."""
+    from benchmarks import plots
+
+    metric = METRICS[result["kind"]][0]
+    series = []
+    for name, keys in FRONTIER.items():
+        costs = [result["costs"][key] / 1e6 for key in keys]
+        values = [result["scores"][metric][key]["mean"] for key in keys]
+        series += [plots.Series(name, costs, values), plots.Series("", costs, values, "dots")]
+    x_label = "multiply-adds of the costliest frame, M"
+    return plots.svg("Accuracy against cost", x_label, metric, series, log_x=True)
+
+
+def markdown(result: dict, output: str) -> str:
+    """The results as a page; its picture is PATH_cost.svg of `output`."""
     from tabulate import tabulate
 
     kind = result["kind"]
@@ -256,6 +277,8 @@ def markdown(result: dict) -> str:
             "",
             "`_4_2` is M = 4, N = 2. `_float`: the same weights without simulated quantization; "
             "`_int8`: the bundle.",
+            "",
+            f"![Accuracy against cost]({os.path.basename(output)}_cost.svg)",
             "",
             "## Claims",
             "",
@@ -304,7 +327,7 @@ def main(argv):
         **collect(runs, FLAGS.kind),
         "provenance": provenance.describe(),
     }
-    pages.publish(FLAGS.output, result, markdown(result))
+    pages.publish(FLAGS.output, result, markdown(result, FLAGS.output), cost=picture(result))
 
 
 if __name__ == "__main__":
@@ -318,6 +341,7 @@ if __name__ == "__main__":
     flags.DEFINE_string(
         "output",
         "benchmarks/results/windows_papers",
-        "Results, as PATH.json and PATH.md. Example: benchmarks/results/windows_papers",
+        "Results, as PATH.json, PATH.md and PATH_cost.svg. Example: "
+        "benchmarks/results/windows_papers",
     )
     errors.run(main)

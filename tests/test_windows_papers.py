@@ -81,8 +81,13 @@ def test_every_claim_is_about_something_that_is_scored(kind):
             for metric in windows_papers.METRICS[kind]
         },
         "claims": {metric: rows for metric in windows_papers.METRICS[kind]},
-        "costs": {key: 1e6 for key in keys},
+        "costs": {key: number * 1e6 for number, key in enumerate(keys, 1)},
         "provenance": {"machine": {"processor": "none"}, "date": "today"},
     }
-    page = windows_papers.markdown(result)
+    page = windows_papers.markdown(result, "results/some")
+    assert "(some_cost.svg)" in page
+    drawn = windows_papers.picture(result)
+    assert drawn.lstrip().startswith("<?xml") and all(
+        name in drawn for name in windows_papers.FRONTIER
+    )
     assert "does not hold" in page and "| windows_4_2" in page and "± 0.000" in page
