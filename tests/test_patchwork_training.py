@@ -58,6 +58,22 @@ def test_resumed_equals_uninterrupted(kind, stage, step, tmp_path):
 
 
 @KINDS
+def test_joint_training_moves_attention_by_small_steps(kind):
+    before, after = (
+        variables(checkpoints.latest(tiny_windows.run(kind, stage)))
+        for stage in ("attention", "windows")
+    )
+
+    moved = max(
+        np.abs(after[key] - value).max()
+        for key, value in before.items()
+        if key.startswith("model/attention") and "kernel" in key
+    )
+    # A share of .03 of Adam's steps, of which none exceeds 3.2 times the learning rate.
+    assert 0 < moved < 0.03 * 3.2 * tiny_windows.JOINT_STEPS * tiny_windows.JOINT_RATE
+
+
+@KINDS
 def test_attention_learns_and_its_network_stays(kind):
     base = at(tiny_windows.run(kind, "frames"), tiny_windows.STEPS)
     first, last = (at(tiny_windows.run(kind, "attention"), n) for n in (1, 4))

@@ -9,6 +9,7 @@ import yaml
 
 KINDS = ("detector", "segmenter")
 STEPS, ATTENTION_STEPS, JOINT_STEPS = 16, 4, 4
+JOINT_RATE = 0.005
 ACTIONS = 4  # M = 2, N = 1
 COMMON = {
     "image_size": list(tiny_run.FRAME),
@@ -97,7 +98,7 @@ def stages(kind):
                 **WINDOWS,
                 **clips_of(3),
             },
-            "trainer": {**trainer(JOINT_STEPS, loop=1), **cosine(JOINT_STEPS, 0.005)},
+            "trainer": {**trainer(JOINT_STEPS, loop=1), **cosine(JOINT_STEPS, JOINT_RATE)},
         },
     }
 
