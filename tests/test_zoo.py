@@ -13,6 +13,7 @@ from memvid_tf.models.zoo import costs, headers
 from memvid_tf.tasks import subjects
 
 card = flagless.program("benchmarks.card")
+built = flagless.program("benchmarks.zoo")
 READY = [entry for entry in zoo.ENTRIES if entry.bundle]
 
 
@@ -104,3 +105,14 @@ def test_a_page_says_how_a_ready_bundle_is_run(entry):
     for mode, result in entry.card["modes"].items():
         score = next(iter(result.values()))
         assert re.search(rf"\| {mode} +\| +{score:.3f} ", shown.stdout)
+
+
+def test_an_entry_is_exported_in_both_precisions_and_its_page_says_so():
+    # The smallest: what an untrained network of paper scale takes is most of this test's time.
+    entry = zoo.find("ssdlite_0.35")
+    found = built.measured(entry)
+    sizes = [found["bytes"][precision]["network"] for precision in built.PRECISIONS]
+    assert 2.5 < sizes[1] / sizes[0] < 4  # a byte a weight for four, and the graph itself
+    provenance = {"machine": {"processor": "none", "cores": 1}, "date": "today"}
+    page = built.markdown({"entries": {entry.name: found}, "provenance": provenance})
+    assert "| ssdlite_0.35" in page and "a frame 204.4" in page and entry.reported in page

@@ -1,0 +1,202 @@
+r"""Builds every network of the zoo at paper scale, counts it, and exports it past the gate.
+
+  python -m benchmarks.zoo --work_dir=runs/zoo
+  python -m benchmarks.zoo --entries=f1_only,segmenter --output=
+
+Weights are random and ranges observed on noise: what a network costs, how large its files are and
+whether it can be exported does not depend on them. Interrupted and started again, it goes on where
+it was.
+"""
+
+import json
+import os
+import time
+
+import numpy as np
+from absl import flags
+
+from benchmarks import pages
+from memvid_tf import errors, files
+from memvid_tf.models import zoo
+
+FLAGS = flags.FLAGS
+PRECISIONS = ("int8", "float32")
+OBSERVED_STEPS = 2  # the first initialises ranges and batch statistics
+NOISE_SEED = 0
+
+
+def define_flags() -> None:
+    """The flags of this program."""
+    flags.DEFINE_list("entries", [], "Only some. Example: --entries=interleaved,segmenter")
+    flags.DEFINE_string("work_dir", "runs/zoo", "Results of each entry. Example: runs/zoo")
+    flags.DEFINE_string(
+        "output",
+        "benchmarks/results/zoo",
+        "Results, as PATH.json and PATH.md; none with an empty one. Example: results/zoo",
+    )
+
+
+def graphs(entry: zoo.Entry, precision: str) -> dict[str, bytes]:
+    """The flatbuffers of an entry at paper scale, past the gate.
+
+    Args:
+      entry: of the zoo.
+      precision: "int8" or "float32".
+
+    Raises:
+      GateError: if a graph is not one that an accelerator runs whole.
+    """
+    from memvid_tf.models.interleaved import InterleavedConfig
+    from memvid_tf.models.zoo import costs
+
+    task = costs.task(entry, entry.config)
+    quantization = "int8" if precision == "int8" else "none"
+    task.model = task.model.replace(quantization=quantization, norm_momentum=0.5)
+    if isinstance(task.model, InterleavedConfig):
+        return _interleaved(task, precision)
+    return _windowed(task, precision) if hasattr(task, "windows") else _plain(task, precision)
+
+
+def _noise(*shape) -> np.ndarray:
+    return np.random.default_rng(NOISE_SEED).integers(0, 256, shape, np.uint8)
+
+
+def _interleaved(task, precision):
+    import tensorflow as tf
+    from official.core import config_definitions
+
+    from export import bundle
+    from memvid_tf.models import interleaved, policy
+    from memvid_tf.tasks.trained import Trained
+
+    network = interleaved.build(task.model)
+    for _ in range(OBSERVED_STEPS):
+        network(tf.constant(_noise(1, 2, *task.model.image_size, 3)), training=True)
+    decides = None
+    if hasattr(task, "policy"):
+        decides = policy.build_policy(network, task.policy)
+        states = [
+            tf.nest.map_structure(lambda x: tf.random.uniform(x.shape, 0, 6, seed=k), empty)
+            for k, empty in enumerate([network.initial_state(1)] * 2)
+        ]
+        decides(*states, tf.ones([1, task.policy.history]), training=True)
+    params = config_definitions.ExperimentConfig(task=task)
+    trained = Trained(params, network, "random weights", 0, decides)
+    return bundle.convert_graphs(trained, bundle.Options(precision=precision))
+
+
+def _observed(config):
+    """A single-frame network."""
+    import tensorflow as tf
+
+    from memvid_tf.models.patchwork import NETWORKS
+
+    network = NETWORKS[type(config)](config)
+    for _ in range(OBSERVED_STEPS):
+        network(tf.constant(_noise(1, *config.image_size, 3)), training=True)
+    return network
+
+
+def _windowed(task, precision):
+    import tensorflow as tf
+
+    from export import bundle, patchwork_bundle
+    from memvid_tf.models.attentive import build_attention
+    from memvid_tf.models.patchwork import Patchwork
+    from memvid_tf.windows import Windows
+
+    windows = Windows(task.windows.slices, task.windows.adjacent)
+    model = Patchwork(_observed(task.model), windows)
+    attention = build_attention(model, task.attention)
+    presence = tf.random.uniform([1, windows.slices, windows.slices, 1], seed=0)
+    attention(presence, tf.zeros([1, windows.count]), training=True)
+    return patchwork_bundle.convert_graphs(model, bundle.Options(precision=precision), attention)
+
+
+def _plain(task, precision):
+    import tensorflow as tf
+
+    from export import convert, gate
+
+    network = _observed(task.model)
+    image = tf.TensorSpec([1, *task.model.image_size, 3], tf.float32, "image")
+    whole = tf.function(
+        lambda image: network.tail(network.body(image)), input_signature=[image]
+    )
+    content = convert.convert(network, {"serving_default": whole}, precision=precision)
+    gate.check({"network": content}, (), precision=precision)
+    return {"network": content}
+
+
+def measured(entry: zoo.Entry) -> dict:
+    """What is known of an entry once it is built: counts, bytes of its graphs, and seconds."""
+    from memvid_tf.models.zoo import costs
+
+    start = time.monotonic()
+    rows = [row._asdict() for row in costs.costs(entry)]
+    sizes = {}
+    for precision in PRECISIONS:
+        found = graphs(entry, precision)
+        sizes[precision] = {name: len(content) for name, content in found.items()}
+    return {"costs": rows, "bytes": sizes, "seconds": time.monotonic() - start}
+
+
+def markdown(result: dict) -> str:
+    """The results as a page."""
+    from tabulate import tabulate
+
+    rows = []
+    for name, found in result["entries"].items():
+        entry = zoo.find(name)
+        counted = "; ".join(
+            f"{row['what']} {row['multiply_adds'] / 1e6:.1f}" for row in found["costs"]
+        )
+        size = [f"{sum(found['bytes'][precision].values()) / 1e6:.2f}" for precision in PRECISIONS]
+        graphs_of = ", ".join(found["bytes"]["int8"])
+        rows.append(
+            [name, entry.paper, entry.reported, counted, *size, graphs_of, f"{found['seconds']:.0f}"]
+        )
+    total = sum(found["seconds"] for found in result["entries"].values())
+    machine = result["provenance"]["machine"]
+    header = [
+        "entry", "paper", "the paper reports", "multiply-adds counted here, M", "int8, MB",
+        "float32, MB", "graphs", "seconds",
+    ]  # fmt: skip
+    return "\n".join(
+        [
+            "# The zoo at paper scale",
+            "",
+            f"{len(rows)} entries, each built, counted, and exported in int8 and float32; every "
+            f"graph passed the gate. Random weights. {total / 60:.0f} minutes in all. "
+            f"{machine['processor']}, {machine['cores']} cores, {result['provenance']['date']}.",
+            "",
+            tabulate(rows, header, tablefmt="github", disable_numparse=True),
+            "",
+        ]
+    )
+
+
+def main(argv):
+    if len(argv) > 1:
+        raise errors.UserError(f"unexpected argument {argv[1]!r}; every option is a --flag")
+    wanted = [zoo.find(name) for name in FLAGS.entries] or zoo.ENTRIES
+    from memvid_tf import provenance
+
+    found = {}
+    for number, entry in enumerate(wanted, 1):
+        path = os.path.join(FLAGS.work_dir, f"{entry.name}.json")
+        title = f"[{number}/{len(wanted)}] {entry.name}"
+        if not os.path.exists(path):
+            print(title, flush=True)
+            files.write_json(path, measured(entry))
+        else:
+            print(f"{title}: there already", flush=True)
+        with open(path) as file:
+            found[entry.name] = json.load(file)
+    result = {"entries": found, "provenance": provenance.describe()}
+    pages.publish(FLAGS.output, result, markdown(result))
+
+
+if __name__ == "__main__":
+    define_flags()
+    errors.run(main)
