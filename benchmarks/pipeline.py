@@ -11,7 +11,7 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from memvid_tf import errors
 
@@ -196,6 +196,7 @@ class Run:
       overrides: `key=value` pairs of all phases.
       seed: of weights, schedules and data order.
       validates: whether trainings are validated at their end, beside being scored afterwards.
+      scoring: further flags of memvid_tf.evaluate.
     """
 
     folder: str
@@ -204,6 +205,7 @@ class Run:
     overrides: tuple[str, ...] = ()
     seed: int = 0
     validates: bool = True
+    scoring: Mapping[str, object] = dataclasses.field(default_factory=dict)
 
     def path(self, *parts: str) -> str:
         """A path in the folder."""
@@ -294,7 +296,7 @@ class Run:
 
     def _evaluation(self, source: str, which: dict[str, object], modes: Sequence[str]) -> Step:
         output = self.path("results", f"{source}.json")
-        return evaluation(f"evaluation of {source}", modes, output, **which)
+        return evaluation(f"evaluation of {source}", modes, output, **which, **self.scoring)
 
     def result(self, source: str) -> dict:
         """What an evaluation wrote."""

@@ -177,11 +177,11 @@ def main(argv):
     check_words(FLAGS.modes)
     what = subject()
     modes, data = what.modes(FLAGS.modes), what.data
-    if what.windowed and (FLAGS.coco or FLAGS.streaming or FLAGS.matching != "plain"):
-        raise errors.UserError("--coco, --streaming and --matching are of the interleaved detector")
+    if what.windowed and (FLAGS.streaming or FLAGS.matching != "plain"):
+        raise errors.UserError("--streaming and --matching are of the interleaved detector")
     segments = what.windowed and what.network.anchors is None
-    if segments and FLAGS.csv:
-        raise errors.UserError("--csv writes classes and videos of detectors; masks have neither")
+    if segments and (FLAGS.csv or FLAGS.coco):
+        raise errors.UserError("--csv and --coco are of detectors; masks have no classes")
     data = data.replace(
         input_path=FLAGS.input_path or data.input_path, split=FLAGS.split or data.split
     )
@@ -189,13 +189,14 @@ def main(argv):
     if FLAGS.input_path and not segments:
         info.check_labels(what.labels)
     dataset = clips.clip_dataset(data, names=bool(FLAGS.csv) or segments)
-    settings, options = {}, {} if what.windowed else {"matching": FLAGS.matching}
+    settings, options = {}, {"coco": FLAGS.coco}
     table = report.window_table if what.windowed else report.mode_table
     if FLAGS.streaming:
         evaluate, settings = streaming_score(what.source["precision"])
         what, table = what._replace(evaluate=evaluate), report.streaming_table
-    elif not what.windowed:
-        options["coco"] = FLAGS.coco
+        options = {}
+    if not what.windowed:
+        options["matching"] = FLAGS.matching
     bar = tqdm(total=info.split(data.split).clips, desc="evaluating", unit="clip")
     with bar, reading.dataset_errors():
         results = what.score(dataset.as_numpy_iterator(), modes, advance=bar.update, **options)

@@ -42,13 +42,15 @@ def mode_table(modes: dict[str, dict], fmt: str = "github") -> str:
         for name, result in modes.items()
     ]
     header = ["mode", "share of f0", "mAP@.5", "slow", "medium", "fast"]
-    if any("coco" in result for result in modes.values()):
-        header.append("COCO AP")
-        rows = [
-            row + [number(result["coco"]["numbers"]["AP"])]
-            for row, result in zip(rows, modes.values())
-        ]
-    return tabulate(rows, header, tablefmt=fmt)
+    return tabulate(*_with_coco(rows, header, modes), tablefmt=fmt)
+
+
+def _with_coco(rows, header, modes):
+    """Rows and header with COCO's AP behind them, where it was computed."""
+    if not any("coco" in result for result in modes.values()):
+        return rows, header
+    values = [number(result["coco"]["numbers"]["AP"]) for result in modes.values()]
+    return [[*row, value] for row, value in zip(rows, values)], [*header, "COCO AP"]
 
 
 def streaming_table(modes: dict[str, dict], fmt: str = "github") -> str:
@@ -73,8 +75,8 @@ def streaming_table(modes: dict[str, dict], fmt: str = "github") -> str:
 
 
 def window_table(modes: dict[str, dict], fmt: str = "github") -> str:
-    """A row a mode of Patchwork: mAP and its motion split, or J and F, and the latency in
-    multiply-adds (PW 4).
+    """A row a mode of Patchwork: mAP and its motion split, or J and F, the latency in
+    multiply-adds (PW 4), and COCO's AP where it was computed.
 
     Args:
       modes: by the mode's name, `window_scoring.WindowResult.to_json()`.
@@ -95,4 +97,5 @@ def window_table(modes: dict[str, dict], fmt: str = "github") -> str:
         rows.append([name, *scores, *costs])
     segments = any("j" in result for result in modes.values())
     scores = ["J", "F"] if segments else ["mAP@.5", "slow", "medium", "fast"]
-    return tabulate(rows, ["mode", *scores, "max MMAC", "mean MMAC"], tablefmt=fmt)
+    header = ["mode", *scores, "max MMAC", "mean MMAC"]
+    return tabulate(*_with_coco(rows, header, modes), tablefmt=fmt)

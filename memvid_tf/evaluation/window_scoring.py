@@ -1,11 +1,13 @@
 """Scoring Patchwork and single-frame networks on recorded clips: mAP, or J and F, in every mode."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
 from memvid_tf.evaluation import scoring
+from memvid_tf.evaluation.coco import CocoResult
 from memvid_tf.evaluation.davis import DavisResult
 from memvid_tf.evaluation.mask_scoring import MaskScores
 from memvid_tf.evaluation.vid_map import VidMapResult
@@ -21,12 +23,14 @@ class WindowResult:
       score: mAP of a detector, J and F of a segmenter.
       max_multiply_adds, mean_multiply_adds: of a frame (PW 4); None where they are not known.
       action_shares: part of the windows that each action was.
+      coco: COCO's numbers of a detector, where they were asked for.
     """
 
     score: VidMapResult | DavisResult
     max_multiply_adds: float | None
     mean_multiply_adds: float | None
     action_shares: tuple[float, ...] = ()
+    coco: CocoResult | None = None
 
     def numbers(self) -> dict[str, float]:
         """What people compare: mAP, or J and F."""
@@ -37,7 +41,9 @@ class WindowResult:
     def to_json(self) -> dict:
         """Returns plain values for `json.dump`."""
         own = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        del own["score"]
+        del own["score"], own["coco"]
+        if self.coco is not None:
+            own["coco"] = self.coco.to_json()
         return {**self.score.to_json(), **own, "action_shares": list(self.action_shares)}
 
 
@@ -48,6 +54,7 @@ def evaluate(
     labels: Sequence[str],
     coder: BoxCoder,
     *,
+    coco: bool = False,
     advance: Callable[[int], None] = lambda clips: None,
 ) -> dict[str, WindowResult]:
     """Scores a network.
@@ -58,13 +65,15 @@ def evaluate(
       modes: the inference modes to score.
       labels: class names of a detector.
       coder: scales of the box code of a detector.
+      coco: whether COCO's numbers of a detector are wanted too.
       advance: called with the number of clips done since the last call.
 
     Returns:
       The result by the name of the mode.
     """
     segments = network.anchors is None
-    scores = {m.name: MaskScores() if segments else scoring.Scores(labels) for m in modes}
+    made = MaskScores if segments else functools.partial(scoring.Scores, labels, coco=coco)
+    scores = {mode.name: made() for mode in modes}
     picked = {mode.name: [] for mode in modes}
     for batch in batches:
         clips = len(batch["frames"])
@@ -90,5 +99,6 @@ def evaluate(
             counts = np.bincount(actions, minlength=network.windows.count)
             shares = tuple((counts / len(actions)).tolist())
         score = of.result() if segments else of.vid_map.result()
-        results[mode.name] = WindowResult(score, *mode.latency(costs), shares)
+        found = of.coco.result() if coco else None
+        results[mode.name] = WindowResult(score, *mode.latency(costs), shares, found)
     return results
