@@ -57,6 +57,14 @@ def test_the_report_of_an_export(bundle, report, tmp_path):
     assert "steps of the int8 grid" in text and report["provenance"]["code_version"] in text
 
 
+@pytest.mark.slow
+def test_the_report_has_the_state_that_there_is():
+    bundle = Bundle.load(tiny_run.rival_bundle("int8", "conv_gru"))
+    report = json.loads((bundle.path / "report.json").read_text())
+    for row in report["drift"]:
+        assert list(row["tensors"]) == [name for name in TENSORS if name != "memory/c_next"]
+
+
 def test_distances_are_in_steps():
     spec = TensorSpec((1, 4), "int8", scale=0.5, zero_point=-3)
     expected = np.array([[0.0, 1.0, -1.0, 2.0]])

@@ -227,11 +227,30 @@ def qat_run() -> str:
 
 
 @functools.cache
+def rival_run(cell: str) -> str:
+    """The folder of a quantization-aware training from scratch, with another cell for memory."""
+    folder = str(_folder() / cell)
+    changes = overrides(task__model__cell=cell, task__model__backbone="least_plain")
+    files = [f"--config_file={path}" for path in config_files()]
+    options = dict(params_override=changes, model_dir=folder, mode="train")
+    assert program("memvid_tf.train", *files, **options) == 0
+    return folder
+
+
+@functools.cache
 def bundle(precision: str) -> str:
     """The folder of an exported bundle; the int8 one is verified. Treat it as read-only."""
-    folder = str(_folder() / precision)
-    model_dir = qat_run() if precision == "int8" else float_run()
-    verify = precision == "int8"
+    return _exported(qat_run() if precision == "int8" else float_run(), precision, precision)
+
+
+@functools.cache
+def rival_bundle(precision: str, cell: str) -> str:
+    """As `bundle`, of `rival_run`."""
+    return _exported(rival_run(cell), precision, f"{cell}_{precision}")
+
+
+def _exported(model_dir, precision, name):
+    folder, verify = str(_folder() / name), precision == "int8"
     options = dict(model_dir=model_dir, output_dir=folder, precision=precision, verify=verify)
     with mock.patch("export.verify.DRIFT_FRAMES", DRIFT_FRAMES):
         assert program("export", **options, tau=VALIDATION_TAU) == 0
