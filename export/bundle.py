@@ -106,7 +106,7 @@ def post_processing(model, heads: Mapping[str, gate.TensorInfo], options: Option
 def _tensor_edges(trained: Trained) -> tuple[tuple[str, str], ...]:
     """Edges between the graphs in front of the post-processing."""
     policy_edges = () if trained.policy is None else graphs.POLICY_EDGES
-    return graphs.EDGES + graphs.STATE_EDGES + policy_edges
+    return graphs.EDGES + graphs.state_edges(trained.model) + policy_edges
 
 
 def check_observed(network: tf.Module) -> None:
@@ -215,7 +215,7 @@ def _manifest(trained, options, flatbuffers, name) -> schema.Manifest:
             f1_from_f0=schema.F1_FROM_F0,
         ),
         graphs=specs,
-        state=tuple(_state_spec(name, output, step) for name, output in graphs.STATE),
+        state=tuple(_state_spec(*names, step) for names in graphs.state_names(model)),
         edges=_tensor_edges(trained) + POST_EDGES,
         calls=CALLS if policy is None else {**CALLS, "policy": POLICY_CALL},
         golden=(),

@@ -12,12 +12,11 @@ from typing import NamedTuple
 import tensorflow as tf
 
 from memvid_tf.errors import UserError
-from memvid_tf.layers.conv_lstm import FactoredCell, State
+from memvid_tf.layers.conv_lstm import EXTRACTORS, PaperCell, State
 from memvid_tf.models.interleaved import InterleavedDetector
 from memvid_tf.models.policy import Policy
 
 SERVING = "serving_default"
-STATE = tuple((name, f"{name}_next") for name in State._fields)  # input and output names, in order
 
 # Producer and consumer of every tensor that crosses from one graph to another.
 EDGES = tuple(
@@ -25,17 +24,11 @@ EDGES = tuple(
     for extractor, signatures in (("f0", ("step", "update")), ("f1", ("step",)))
     for signature in signatures
 )
-STATE_EDGES = tuple(
-    (f"memory/{producer}/{output}", f"memory/{consumer}/{name}")
-    for producer in ("step", "update")
-    for consumer in ("step", "update")
-    for name, output in STATE
-)
 BEFORE = tuple(f"{name}_before" for name in State._fields)
 POLICY_EDGES = tuple(
-    (f"memory/{producer}/{output}", f"policy/{SERVING}/{consumer}")
+    (f"memory/{producer}/{name}_next", f"policy/{SERVING}/{consumer}")
     for producer in ("step", "update")
-    for (name, output), before in zip(STATE, BEFORE)
+    for name, before in zip(State._fields, BEFORE)
     for consumer in (name, before)
 )
 
@@ -52,6 +45,21 @@ class Graph(NamedTuple):
     signatures: Mapping[str, tf.types.experimental.GenericFunction]
 
 
+def state_names(model: InterleavedDetector) -> tuple[tuple[str, str], ...]:
+    """Input and output name of every tensor of the state, in order."""
+    return tuple((name, f"{name}_next") for name in model.initial_state(1)._fields)
+
+
+def state_edges(model: InterleavedDetector) -> tuple[tuple[str, str], ...]:
+    """As `EDGES`, of the state that goes from frame to frame."""
+    return tuple(
+        (f"memory/{producer}/{output}", f"memory/{consumer}/{name}")
+        for producer in ("step", "update")
+        for consumer in ("step", "update")
+        for name, output in state_names(model)
+    )
+
+
 class Kept(tf.Module):
     """Keeps a network alive for the SavedModel."""
 
@@ -66,7 +74,7 @@ def interleaved(model: InterleavedDetector) -> dict[str, Graph]:
     Raises:
       UserError: if the network's memory is of a form that cannot be one graph for both extractors.
     """
-    if not isinstance(model.memory, FactoredCell):
+    if isinstance(model.memory, PaperCell):
         raise UserError(
             f"task.model.cell {model.config.cell!r} has weights of its own for each extractor and "
             "cannot be exported as one memory graph; train with task.model.cell=factored"
@@ -82,32 +90,31 @@ def interleaved(model: InterleavedDetector) -> dict[str, Graph]:
 
         return Graph(module, {SERVING: extract})
 
-    channels = model.config.state_channels
+    extractors = {name: extractor(name) for name in EXTRACTORS}
+    traced = extractors["f0"].signatures[SERVING].get_concrete_function()
+    empty, names = model.initial_state(1), state_names(model)
     map_spec = [
-        tf.TensorSpec([1, *model.map_size, channels], tf.float32, name)
-        for name in ("features", *State._fields)
+        tf.TensorSpec(tensor.shape, tf.float32, name)
+        for name, tensor in {**traced.structured_outputs, **empty._asdict()}.items()
     ]
 
-    def step(features, c, h):
-        # Every extractor's features enter the same graph: "f0" only names the weights, which the
-        # factored cell does not distinguish.
-        output, state = model.step(features, State(c, h), "f0")
-        return output, {name: tensor for (_, name), tensor in zip(STATE, state)}
+    def step(features, state):
+        # Every extractor's features enter the same graph: "f0" only names the weights, which these
+        # cells do not distinguish.
+        output, after = model.step(features, type(empty)(*state), "f0")
+        return output, {name: tensor for (_, name), tensor in zip(names, after)}
 
     @tf.function(input_signature=map_spec)
-    def step_signature(features, c, h):
-        output, state = step(features, c, h)
-        return {**model.detect(output), **state}
+    def step_signature(features, *state):
+        output, after = step(features, state)
+        return {**model.detect(output), **after}
 
     @tf.function(input_signature=map_spec)
-    def update_signature(features, c, h):
-        return step(features, c, h)[1]
+    def update_signature(features, *state):
+        return step(features, state)[1]
 
-    return {
-        "f0": extractor("f0"),
-        "f1": extractor("f1"),
-        "memory": Graph(module, {"step": step_signature, "update": update_signature}),
-    }
+    memory = Graph(module, {"step": step_signature, "update": update_signature})
+    return {**extractors, "memory": memory}
 
 
 def policy_graph(model: InterleavedDetector, policy: Policy) -> Graph:

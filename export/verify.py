@@ -73,7 +73,7 @@ def drift(trained: Trained, bundle: Bundle, frames, *, advance=lambda n: None) -
         "f0/features": manifest.tensor(f"{manifest.calls['f0'][0]}/features", "outputs"),
         **{
             f"memory/{name}": manifest.tensor(f"memory/step/{name}", "outputs")
-            for name in ("c_next", "h_next", "box_encodings", "class_logits")
+            for name in (*(s.output for s in manifest.state), "box_encodings", "class_logits")
         },
     }
     states = expected.initial_state(1), actual.initial_state(1)

@@ -198,7 +198,7 @@ def test_the_program_writes_the_table_that_the_repository_holds(tmp_path):
     row = rows["policy network alone (LFS 4.3)"]
     assert abs(row["multiply_adds_difference_percent"]) < 0.5
     assert abs(row["parameters_difference_percent"]) < 0.5
-    for part in ("+ adaptive", "SSDLite + LSTM, α = 0.5"):
+    for part in ("+ adaptive", "flow-guided, α = 1, β = 1"):
         assert rows[part]["multiply_adds"] is None and rows[part]["note"]
     assert [r["is_default"] for r in written["readings"]["rows"]].count(True) == 1
     assert written["provenance"]["packages"]["tensorflow"]

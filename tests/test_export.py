@@ -1,5 +1,6 @@
 """From a trained checkpoint to a bundle, on the miniature networks of `tiny_run`."""
 
+import functools
 import json
 import os
 import shutil
@@ -13,7 +14,7 @@ import yaml
 import memvid_tf  # noqa: F401  (before TensorFlow)
 from export import bundle as bundles
 from memvid_tf.layers import conv
-from memvid_tf.layers.conv_lstm import State
+from memvid_tf.layers.recurrent import RIVALS
 from memvid_tf.runtime.bundle import Bundle
 from memvid_tf.runtime.interpreter import Graph
 from memvid_tf.tasks import checkpoints, configuration, trained
@@ -22,20 +23,23 @@ pytestmark = pytest.mark.slow  # the first test trains and exports
 
 PRECISIONS = ("int8", "float32")
 FRAMES = 6
+every_cell = pytest.mark.parametrize("cell", ["factored", *RIVALS])
 
 
-def load(precision):
-    return Bundle.load(tiny_run.bundle(precision))
+def load(precision, cell="factored"):
+    if cell == "factored":
+        return Bundle.load(tiny_run.bundle(precision))
+    return Bundle.load(tiny_run.rival_bundle(precision, cell))
 
 
-@pytest.fixture(scope="module")
-def networks():
-    """The networks that were exported, by precision."""
+@functools.cache
+def network(precision, cell="factored"):
+    """The network that was exported."""
     tiny_run.add_backbone()
-    return {
-        "int8": trained.load(tiny_run.qat_run()),
-        "float32": trained.load(tiny_run.float_run()),
-    }
+    if cell != "factored":
+        quantization = "none" if precision == "float32" else "int8"
+        return trained.load(tiny_run.rival_run(cell), quantization=quantization)
+    return trained.load(tiny_run.qat_run() if precision == "int8" else tiny_run.float_run())
 
 
 def graphs(bundle):
@@ -57,7 +61,7 @@ def listing(folder):
 # The bundle as a whole.
 
 
-def test_the_manifest_says_where_the_bundle_comes_from(networks):
+def test_the_manifest_says_where_the_bundle_comes_from():
     bundle = load("int8")
     manifest = bundle.manifest
     with open(os.path.join(tiny_run.qat_run(), "params.yaml"), encoding="utf-8") as file:
@@ -66,12 +70,17 @@ def test_the_manifest_says_where_the_bundle_comes_from(networks):
     assert (manifest.precision, manifest.name, manifest.tau) == ("int8", "int8", 2)
     assert bundle.labels == tiny_run.LABELS
     assert manifest.image.sizes == {"f0": (16, 32), "f1": (8, 16)}
-    np.testing.assert_array_equal(bundle.anchors, networks["int8"].model.anchors)
+    np.testing.assert_array_equal(bundle.anchors, network("int8").model.anchors)
     assert manifest.updates_state == {"f0": True, "f1": False}
     costs = {name: spec.multiply_adds for name, spec in manifest.graphs.items()}
     assert costs["f0"] > 2 * costs["f1"] > 0 and costs["memory"] > 0 and costs["post"] is None
     on_disk = {str(p.relative_to(bundle.path)) for p in bundle.path.rglob("*") if p.is_file()}
     assert on_disk - set(manifest.files) == {"manifest.json", "report.json", "report.md"}
+
+
+def written(state):
+    """The state by the names of the tensors that a step of the memory writes."""
+    return {f"{name}_next": tensor for name, tensor in state._asdict().items()}
 
 
 def test_the_float_network_of_a_quantized_training():
@@ -100,8 +109,9 @@ def test_goldens_replay(precision):
             assert found[name].tobytes() == value.tobytes(), (golden.graph, name)
 
 
-def test_what_crosses_from_graph_to_graph_needs_no_conversion():
-    bundle = load("int8")
+@every_cell
+def test_what_crosses_from_graph_to_graph_needs_no_conversion(cell):
+    bundle = load("int8", cell)
     calls = graphs(bundle)  # the tensors of the files, not what the manifest says of them
 
     def tensor(graph, signature, name):
@@ -117,7 +127,9 @@ def test_what_crosses_from_graph_to_graph_needs_no_conversion():
         tensor("memory", "update", "features"),
     }
     assert len(features) == 1
-    for name in ("c", "h"):
+    names = network("int8", cell).model.initial_state(1)._fields
+    assert [spec.name for spec in bundle.manifest.state] == list(names)
+    for name in names:
         state = {tensor("memory", s, n) for s in ("step", "update") for n in (name, f"{name}_next")}
         [(shape, dtype, scale, zero_point)] = state
         assert scale == pytest.approx(6 / 255) and (dtype, zero_point) == (np.int8, -128)
@@ -146,12 +158,13 @@ def images(bundle, frames, extractor):
     return (pixels / 128 - 1).astype(np.float32)
 
 
-def test_the_float_bundle_is_the_checkpoint(networks):
+@pytest.mark.parametrize("cell", ["factored", "conv_gru"])
+def test_the_float_bundle_is_the_checkpoint(cell):
     """Everything that crosses an edge, over some frames on which both keep their own memory.
 
     Differences are float32 rounding: BN is folded in the graphs and sums have another order.
     """
-    bundle, model = load("float32"), networks["float32"].model
+    bundle, model = load("float32", cell), network("float32", cell).model
     calls = graphs(bundle)
     state = model.initial_state(1)
     stored = {s.input: np.full(s.shape, s.initial, s.dtype) for s in bundle.manifest.state}
@@ -163,7 +176,7 @@ def test_the_float_bundle_is_the_checkpoint(networks):
         features = calls[extractor, "serving_default"](image=image)["features"]
         np.testing.assert_allclose(features, wanted, **close)
         output, after = model.step(wanted, state, extractor)
-        wanted = {**model.detect(output), "c_next": after.c, "h_next": after.h}
+        wanted = {**model.detect(output), **written(after)}
         found = calls["memory", "step"](features=features, **stored)
         for name, value in wanted.items():
             np.testing.assert_allclose(found[name], value, err_msg=f"{name} {t}", **close)
@@ -172,7 +185,7 @@ def test_the_float_bundle_is_the_checkpoint(networks):
         for name, value in updated.items():
             np.testing.assert_array_equal(value, found[name])
         if extractor == "f0":
-            state, stored = after, {name: found[f"{name}_next"] for name in "ch"}
+            state, stored = after, {name: found[f"{name}_next"] for name in stored}
     assert t == FRAMES - 1 and np.abs(stored["h"]).max() > 0.1
 
 
@@ -181,7 +194,8 @@ def distance(stored, info, wanted):
     return np.abs(stored.astype(np.float64) - info.zero_point - np.asarray(wanted) / info.scale)
 
 
-def test_the_int8_bundle_is_the_simulated_network_graph_by_graph(networks):
+@every_cell
+def test_the_int8_bundle_is_the_simulated_network_graph_by_graph(cell):
     """Each graph gets the bundle's own tensors, so that no difference is handed on.
 
     One layer is a step off where its sum lies near the middle between two levels, which float32 and
@@ -189,8 +203,8 @@ def test_the_int8_bundle_is_the_simulated_network_graph_by_graph(networks):
     weights of any size; eight layers in a row give extremes of a few steps. A range that is wrong
     or a kernel that is not folded is off by tens everywhere.
     """
-    bundle, model = load("int8"), networks["int8"].model
-    calls = graphs(bundle)
+    bundle, model = load("int8", cell), network("int8", cell).model
+    calls, state_type = graphs(bundle), type(model.initial_state(1))
     stored = {s.input: np.full(s.shape, s.initial, s.dtype) for s in bundle.manifest.state}
     found = {}
 
@@ -207,27 +221,29 @@ def test_the_int8_bundle_is_the_simulated_network_graph_by_graph(networks):
         compare(extractor, call, features, {"features": wanted})
         call = calls["memory", "step"]
         real = {n: call.inputs[n].dequantize(v) for n, v in {**features, **stored}.items()}
-        output, after = model.step(real["features"], State(real["c"], real["h"]), extractor)
+        state = state_type(*(real[name] for name in stored))
+        output, after = model.step(real["features"], state, extractor)
         outputs = call(**features, **stored)
-        wanted = {**model.detect(output), "c_next": after.c, "h_next": after.h}
+        wanted = {**model.detect(output), **written(after)}
         compare("memory", call, outputs, wanted)
         updated = calls["memory", "update"](**features, **stored)
         for name, value in updated.items():
             np.testing.assert_array_equal(value, outputs[name])
         if extractor == "f0":
-            stored = {name: outputs[f"{name}_next"] for name in "ch"}
-            assert all(len(np.unique(value)) > 20 for value in stored.values())
-    assert len(found) == 6
+            stored = {name: outputs[f"{name}_next"] for name in stored}
+            assert all(len(np.unique(value)) > 10 for value in stored.values())
+    assert len(found) == 4 + len(stored)
     for name, steps in found.items():
         steps = np.concatenate(steps)
         assert steps.mean() < 0.5 and steps.max() < 8, (name, steps.mean(), steps.max())
         assert (steps < 1.5).mean() > 0.95, name
 
 
-def test_the_memories_of_bundle_and_simulation_stay_together(networks):
+@every_cell
+def test_the_memories_of_bundle_and_simulation_stay_together(cell):
     """Each with its own memory and f0 on every frame: what the rounding of a frame does is
     forgotten again, so that later frames are no worse than the first ones."""
-    bundle, model = load("int8"), networks["int8"].model
+    bundle, model = load("int8", cell), network("int8", cell).model
     call = graphs(bundle)["memory", "step"]
     extract = graphs(bundle)["f0", "serving_default"]
     state = model.initial_state(1)
@@ -238,8 +254,8 @@ def test_the_memories_of_bundle_and_simulation_stay_together(networks):
         _, state = model.step(wanted, state, "f0")
         features = extract(image=images(bundle, frame[None], "f0"))["features"]
         outputs = call(features=features, **stored)
-        stored = {name: outputs[f"{name}_next"] for name in "ch"}
-        steps.append([distance(stored[n], call.inputs[n], getattr(state, n)).mean() for n in "ch"])
+        stored = {name: outputs[f"{name}_next"] for name in stored}
+        steps.append([distance(stored[n], call.inputs[n], getattr(state, n)).mean() for n in stored])
     steps = np.array(steps)
     # In steps of [0, 6] / 255: a few of 255.
     assert steps.max() < 5
@@ -311,9 +327,7 @@ class Interrupted(BaseException):
 
 @pytest.mark.parametrize("older", [False, True])
 @pytest.mark.parametrize("where", ["_record_goldens", "file_entry"])
-def test_an_export_that_is_interrupted_leaves_what_was(
-    tmp_path, monkeypatch, networks, where, older
-):
+def test_an_export_that_is_interrupted_leaves_what_was(tmp_path, monkeypatch, where, older):
     """In the middle of the folder, with graphs that are there already."""
     source = load("int8")
     flatbuffers = {g: source.graph_path(g).read_bytes() for g in source.manifest.graphs}
@@ -334,11 +348,11 @@ def test_an_export_that_is_interrupted_leaves_what_was(
 
     monkeypatch.setattr(bundles, where, interrupted)
     with pytest.raises(Interrupted):
-        bundles.write(networks["int8"], bundles.Options(), str(output))
+        bundles.write(network("int8"), bundles.Options(), str(output))
     assert calls and listing(tmp_path) == before
     assert os.listdir(tmp_path) == (["bundle"] if older else [])
     monkeypatch.setattr(bundles, where, original)
-    bundles.write(networks["int8"], bundles.Options(tau=5), str(output))
+    bundles.write(network("int8"), bundles.Options(tau=5), str(output))
     assert Bundle.load(output).manifest.tau == 5 and os.listdir(tmp_path) == ["bundle"]
     assert not (output / "report.json").exists()  # of the older bundle
 

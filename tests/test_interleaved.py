@@ -11,6 +11,7 @@ import tensorflow as tf
 
 import memvid_tf  # noqa: F401  (before TensorFlow)
 from memvid_tf.layers.conv_lstm import State
+from memvid_tf.layers.recurrent import RIVALS
 from memvid_tf.models import interleaved
 from memvid_tf.models.interleaved import AnchorConfig, InterleavedConfig, InterleavedDetector
 from memvid_tf.models.mobilenet_v2 import MobileNetV2
@@ -86,6 +87,17 @@ SCHEDULES = [[0], [0, 3], [2], [1, 2, 4], [4], [0, 1, 2, 3, 4], []]
 
 @pytest.mark.parametrize("f0_steps", SCHEDULES, ids=str)
 def test_the_unrolled_call_equals_streaming(model, f0_steps):
+    unrolls_as_it_streams(model, f0_steps)
+
+
+@pytest.mark.parametrize("cell", RIVALS)
+def test_a_network_with_a_rival_unrolls_as_it_streams(cell):
+    model = network(cell=cell)
+    for f0_steps in ([0, 3], [2]):
+        unrolls_as_it_streams(model, f0_steps)
+
+
+def unrolls_as_it_streams(model, f0_steps):
     frames = clip(1)
     unrolled = model(tf.constant(frames), *steps_of(f0_steps))
     streamed = stream(model, frames, f0_steps)
@@ -184,8 +196,9 @@ def test_gradients_flow_through_the_memory_from_f1_to_f0_but_not_back():
     assert gradient(model, frames, [1, 3], 3, "f1") == 0.0  # f1 never writes the state
 
 
-def test_training_moves_every_statistic_and_trains_every_weight():
-    model = network(seed=2)
+@pytest.mark.parametrize("cell", ["factored", *RIVALS])
+def test_training_moves_every_statistic_and_trains_every_weight(cell):
+    model = network(seed=2, cell=cell)
     before = {v.name: v.numpy() for v in model.non_trainable_variables}
     with tf.GradientTape() as tape:
         out = model(tf.constant(clip(7)), *steps_of([1, 3]), training=True)
@@ -207,7 +220,7 @@ def test_building_makes_all_variables():
     assert [v.name for v in model.variables] == names
 
 
-@pytest.mark.parametrize("cell", ["factored", "paper"])
+@pytest.mark.parametrize("cell", ["factored", "paper", "conv_gru"])
 def test_the_quantized_network_unrolls_as_it_streams(cell):
     model = network(seed=3, quantization="int8", cell=cell)
     frames = clip(9)
@@ -292,7 +305,7 @@ def test_sizes_of_frames(factored):
 @pytest.mark.parametrize(
     "changes, words",
     [
-        (dict(cell="lstm"), "model.cell: 'lstm' is not one of ['factored', 'paper']"),
+        (dict(cell="lstm"), "model.cell: 'lstm' is not one of ['bottleneck_conv_lstm', "),
         (dict(backbone="v3"), "model.backbone: 'v3' is not one of ["),
         (dict(quantization="int4"), "model.quantization: 'int4' is not one of ['int8', 'none']"),
         (dict(image_size=(33, 32)), "image_size (33, 32) is not a multiple of model.shrink 2"),

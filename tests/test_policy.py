@@ -97,6 +97,12 @@ def detector():
     return interleaved.build(config)
 
 
+def test_a_memory_without_c_is_refused():
+    model = interleaved.build(detector().config.replace(cell="conv_gru"))
+    with pytest.raises(ValueError, match="model.cell 'conv_gru' has no c, which the policy reads"):
+        build_policy(model, CONFIG)
+
+
 @pytest.mark.parametrize("config", [CONFIG, CONFIG.replace(branch_kernel=1, strides=2)])
 def test_the_int8_graph_is_the_network(config, tmp_path):
     tf_keras.utils.set_random_seed(5)

@@ -16,6 +16,7 @@ from memvid_tf.layers.recurrent import (
     ConvGRU,
     ConvLSTM,
     HiddenState,
+    SharedCell,
 )
 
 CHANNELS, FEATURES = 6, 5
@@ -197,6 +198,26 @@ def test_states_are_typed_and_start_empty():
         output, state = cell(tf.constant(features(60, 3)), empty)
         assert isinstance(state, kind)
         np.testing.assert_array_equal(output, state.h)
+
+
+def test_a_shared_cell_reads_f0_as_it_is_and_f1_at_the_same_depth():
+    cell = ConvLSTM(CHANNELS)
+    shared = SharedCell(cell, FEATURES)
+    small = features(70)[..., :3] - 2.0
+    x = {e: shared.adapt(tf.constant(f), e) for e, f in (("f0", features(71)), ("f1", small))}
+    np.testing.assert_array_equal(x["f0"], features(71))
+    projected = small @ shared.projection.kernel.numpy()[0, 0]
+    np.testing.assert_allclose(x["f1"], np.clip(projected, 0, 6), rtol=1e-5, atol=1e-5)
+    assert x["f1"].shape == x["f0"].shape and np.std(x["f1"]) > 0.1
+    state = shared.initial_state(2, *MAP)
+    for extractor in ("f0", "f1"):
+        output, state = shared(x[extractor], before := state, extractor)
+        for found, wanted in zip((output, *state), tf.nest.flatten(cell(x[extractor], before))):
+            np.testing.assert_array_equal(found, wanted)
+    with pytest.raises(ValueError, match="'f2' is not one of"):
+        shared.adapt(x["f0"], "f2")
+    with pytest.raises(ValueError, match="'f2' is not one of"):
+        shared(x["f0"], state, "f2")
 
 
 def test_the_bottleneck_keeps_the_gates_from_the_features():

@@ -12,6 +12,7 @@ from memvid_tf.evaluation.bundle_network import BundleNetwork
 from memvid_tf.runtime.bundle import Bundle
 from memvid_tf.runtime.detector import dequantizer
 from memvid_tf.runtime.manifest import TensorSpec
+from memvid_tf.tasks import trained
 
 TENSORS = [
     "f0/features", "memory/c_next", "memory/h_next", "memory/box_encodings", "memory/class_logits"
@@ -201,3 +202,15 @@ def test_the_report_of_a_float_bundle(tmp_path):
     assert (tmp_path / "report.md").read_text() == text
     assert "# Verification of little (float32)" in text and "in units" in text
     assert "frame 1: none, frame 10: memory/h_next" in text and "-0.05" in text
+
+
+@pytest.mark.slow
+def test_drift_is_of_the_state_that_there_is(monkeypatch):
+    rival = Bundle.load(tiny_run.rival_bundle("int8", "conv_gru"))
+    monkeypatch.setattr(verify, "DRIFT_FRAMES", (1, 3))
+    found = trained.load(tiny_run.rival_run("conv_gru"))
+    rows = verify.drift(found, rival, iter(tiny_run.frames(3)[0]))
+    assert [row["frame"] for row in rows] == [1, 3]
+    for row in rows:
+        assert list(row["tensors"]) == [name for name in TENSORS if name != "memory/c_next"]
+        assert all(value["mean"] < 5 for value in row["tensors"].values())

@@ -55,6 +55,19 @@ def test_the_interleaved_detector_costs_what_table_2_says_at_tau_9():
     assert policy == pytest.approx(1.76, rel=0.005)  # LFS 4.3
 
 
+def test_the_detector_with_a_bottleneck_lstm_costs_what_table_2_says():
+    f0, _ = counted("ssdlite_lstm_1.0")
+    assert "630 M multiply-adds" in zoo.find("ssdlite_lstm_1.0").reported
+    assert f0 == pytest.approx(630, rel=0.005)
+
+
+def test_each_configuration_has_settings_of_its_own():
+    entry = zoo.find("interleaved_conv_gru")
+    for name, channels in ((entry.config, 640), (entry.tiny, 128)):
+        model = costs.task(entry, name).model
+        assert (model.cell, model.state_channels) == ("conv_gru", channels)
+
+
 def test_a_window_of_a_quarter_costs_little_more_than_that():
     whole, window, attention = counted("segmenter_patchwork")
     assert 0.25 < window / whole < 0.3 and attention < 0.01 * whole
@@ -69,6 +82,8 @@ def test_list_and_show():
     assert shown.returncode == 0
     assert "task.base_model_dir=runs/interleaved_qat" in shown.stdout
     assert "configs/interleaved_tiny_policy.yaml" in shown.stdout
+    shown = run("--nocount", "show", "interleaved_conv_lstm")
+    assert shown.stdout.count("task.model.cell=conv_lstm,task.model.state_channels=") == 2
 
 
 @pytest.mark.parametrize("arguments", [(), ("show",), ("show", "a", "b"), ("draw", "interleaved")])

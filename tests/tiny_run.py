@@ -99,10 +99,12 @@ QAT = {
 
 def add_backbone() -> None:
     """Adds to the backbones "least", two blocks of which the last is residual, and "least_plain",
-    whose last block, as in the zoo, is not: what a segmenter reads is then in the range of ReLU6."""
+    whose last block, as in the zoo, is not: what a segmenter reads is then in the range of ReLU6.
+    "single" is one block, where many networks are made."""
     from memvid_tf.models.mobilenet_v2 import BACKBONES, Stage
 
     BACKBONES["least"] = (Stage(2, 24, 2, 2),)
+    BACKBONES["single"] = (Stage(2, 24, 1, 2),)
     BACKBONES["least_plain"] = (Stage(2, 16, 1, 2), Stage(2, 24, 1, 1))
 
 
@@ -227,11 +229,37 @@ def qat_run() -> str:
 
 
 @functools.cache
+def rival_run(cell: str) -> str:
+    """The folder of some quantization-aware steps from scratch, with another cell for memory."""
+    folder, steps = str(_folder() / cell), 4
+    model = dict(cell=cell, backbone="single", maps=1)
+    intervals = ("train_steps", "steps_per_loop", "summary_interval", "checkpoint_interval")
+    changes = overrides(
+        **{f"task__model__{key}": value for key, value in model.items()},
+        **{f"trainer__{key}": steps for key in intervals},
+        task__freeze_norm_step=steps // 2,
+    )
+    files = [f"--config_file={path}" for path in config_files()]
+    options = dict(params_override=changes, model_dir=folder, mode="train")
+    assert program("memvid_tf.train", *files, **options) == 0
+    return folder
+
+
+@functools.cache
 def bundle(precision: str) -> str:
     """The folder of an exported bundle; the int8 one is verified. Treat it as read-only."""
-    folder = str(_folder() / precision)
     model_dir = qat_run() if precision == "int8" else float_run()
-    verify = precision == "int8"
+    return _exported(model_dir, precision, precision, verify=precision == "int8")
+
+
+@functools.cache
+def rival_bundle(precision: str, cell: str) -> str:
+    """As `bundle`, of `rival_run`, and not verified."""
+    return _exported(rival_run(cell), precision, f"{cell}_{precision}", verify=False)
+
+
+def _exported(model_dir, precision, name, verify):
+    folder = str(_folder() / name)
     options = dict(model_dir=model_dir, output_dir=folder, precision=precision, verify=verify)
     with mock.patch("export.verify.DRIFT_FRAMES", DRIFT_FRAMES):
         assert program("export", **options, tau=VALIDATION_TAU) == 0

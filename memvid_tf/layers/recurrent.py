@@ -16,7 +16,8 @@ With x the features, and `Sep` a separable 3×3 convolution with bias:
       h'   = h + z·(n - h)                      equal to (1 - z)·h + z·n
 
 The output is h'. None of them has groups or a skip connection, so the state is as deep as the
-output, where the memory of LFS needs half of that.
+output, where the memory of LFS needs half of that. `SharedCell` makes one the memory of the
+interleaved detector.
 
 Differs from the papers: Shi et al. and Ballas et al. have tanh and plain convolutions, Liu and Zhu
 ReLU. Here all cells have the activations, the separable kernels and the forget bias of
@@ -29,7 +30,7 @@ import tensorflow as tf
 import tf_keras
 
 from memvid_tf.layers.conv import Conv, DepthwiseConv, SeparableConv
-from memvid_tf.layers.conv_lstm import GatedCell, State
+from memvid_tf.layers.conv_lstm import GatedCell, State, check_extractor
 from memvid_tf.layers.fake_quant import Scheme, quantize
 
 
@@ -141,6 +142,40 @@ class ConvGRU(tf_keras.layers.Layer):
         change = self.change_range(z * difference, training=training)
         next_h = in_state_range(h + change)
         return next_h, HiddenState(next_h)
+
+
+class SharedCell(tf_keras.layers.Layer):
+    """A rival as the memory of two extractors, with the interface of `conv_lstm.GroupedCell`.
+
+    The cell reads f0's features as they are, so that a network in which f0 alone runs is the
+    predecessor's (LFS table 2, SSDLite + LSTM). A 1×1 convolution with ReLU6 brings those of f1 to
+    their depth, and the cell does not distinguish them.
+
+    Args:
+      cell: one of `RIVALS`.
+      depth: channels of f0's features.
+      scheme: quantization scheme, or None for the float network.
+    """
+
+    def __init__(self, cell, depth: int, scheme: Scheme | None = None, **kwargs):
+        super().__init__(**kwargs)
+        self.cell = cell
+        self.projection = Conv(depth, activation="relu6", scheme=scheme, name="projection_f1")
+
+    def initial_state(self, batch: int, height: int, width: int) -> State | HiddenState:
+        """Zeros, as of the cell."""
+        return self.cell.initial_state(batch, height, width)
+
+    def adapt(self, features, extractor: str, training=False):
+        """See `GroupedCell.adapt`; returns [B, H, W, depth] in [0, 6]."""
+        if check_extractor(extractor) == "f1":
+            return self.projection(features, training=training)
+        return self.cell.state_range(features, training=training)
+
+    def call(self, features, state: State | HiddenState, extractor: str, training=False):
+        """See `GroupedCell.call`; the output is h' [B, H, W, channels] in [0, 6]."""
+        check_extractor(extractor)
+        return self.cell(features, state, training=training)
 
 
 RIVALS = {"conv_lstm": ConvLSTM, "conv_gru": ConvGRU, "bottleneck_conv_lstm": BottleneckConvLSTM}

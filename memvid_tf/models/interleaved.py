@@ -2,7 +2,7 @@
 
 A large extractor f0 and a small one f1 take turns on the frames. What they see meets in one memory,
 a grouped convolutional LSTM, and SSDLite predicts from the memory's output on every frame. Only f0
-writes to the memory (LFS 3.2).
+writes to the memory (LFS 3.2). The cells that LFS table 1 compares it with can take its place.
 
 Differs from the paper: frames are scaled to [-1, 127/128], not [-1, 1], so that the int8 frame is
 the uint8 frame with its top bit flipped. The last bottleneck of each backbone ends in ReLU6, as in
@@ -20,6 +20,7 @@ from memvid_tf.detection.anchors import AnchorSpec, make_anchors
 from memvid_tf.layers.conv import BatchNorm
 from memvid_tf.layers.conv_lstm import CELLS, EXTRACTORS, State, check_extractor
 from memvid_tf.layers.fake_quant import Scheme, quantize
+from memvid_tf.layers.recurrent import RIVALS, HiddenState, SharedCell
 from memvid_tf.models.mobilenet_v2 import BACKBONES, MobileNetV2, scaled
 from memvid_tf.models.ssdlite import SSDLite, map_sizes
 
@@ -48,10 +49,10 @@ class InterleavedConfig(hyperparams.Config):
       min_depth: least number of channels of a backbone's layer; 8 gives the multiply-adds of f1
         in LFS table 2 within 2 %, 16, which the single-frame rows of that table need, misses by 19 %
         (benchmarks/results/costs.md).
-      cell: form of the memory's bottleneck, a key of `conv_lstm.CELLS`. "factored" can be exported;
-        "paper" has weights on h of its own for each extractor.
-      state_channels: channels of c and of h.
-      groups: groups of the memory.
+      cell: the memory, a key of `conv_lstm.CELLS` or of `recurrent.RIVALS`. All can be exported but
+        "paper", which has weights on h of its own for each extractor.
+      state_channels: channels of each tensor of the state.
+      groups: groups of the memory; the rivals have none.
       maps: feature maps of SSDLite.
       head_depth: channels of every map at the predictor.
       anchors: the default boxes.
@@ -115,7 +116,7 @@ class InterleavedDetector(tf_keras.Model):
         self.config = config
         check(config)
         scheme = chosen("model.quantization", config.quantization, QUANTIZATIONS)
-        cell = chosen("model.cell", config.cell, CELLS)
+        cell = chosen("model.cell", config.cell, CELLS | RIVALS)
         stages = chosen("model.backbone", config.backbone, BACKBONES)
         self.norm = BatchNorm(config.norm_momentum)
         # Both extractors quantize their frame with the range of the image, which is fixed.
@@ -144,7 +145,12 @@ class InterleavedDetector(tf_keras.Model):
                 "(use sides that are multiples of 32 and shrink 2)"
             )
         self.map_size = sizes["f0"]
-        self.memory = cell(config.state_channels, config.groups, scheme, name="memory")
+        if config.cell in RIVALS:
+            depth = self.extractors["f0"].depth
+            rival = cell(config.state_channels, scheme, name="cell")
+            self.memory = SharedCell(rival, depth, scheme, name="memory")
+        else:
+            self.memory = cell(config.state_channels, config.groups, scheme, name="memory")
         spec = AnchorSpec(**config.anchors.as_dict())
         self.anchors = make_anchors(map_sizes(*self.map_size, config.maps), spec)
         self.head = SSDLite(
@@ -201,11 +207,11 @@ class InterleavedDetector(tf_keras.Model):
         x = self.extractors[check_extractor(extractor)](x, training=training)
         return self.memory.adapt(x, extractor, training=training)
 
-    def initial_state(self, batch) -> State:
-        """The empty memory: zeros, [batch, H, W, state_channels] twice."""
+    def initial_state(self, batch) -> State | HiddenState:
+        """The empty memory: zeros, [batch, H, W, state_channels] each."""
         return self.memory.initial_state(batch, *self.map_size)
 
-    def step(self, features, state: State, extractor: str, training=False):
+    def step(self, features, state: State | HiddenState, extractor: str, training=False):
         """One step of the memory; see `GroupedCell.call`. The caller decides which state to keep."""
         return self.memory(features, state, extractor, training=training)
 
@@ -236,7 +242,7 @@ class InterleavedDetector(tf_keras.Model):
           training: whether observers and batch statistics are updated.
 
         Returns:
-          The memory's outputs, [T·B, H, W, 2·S] in the order in which they were computed, and a
+          The memory's outputs, [T·B, H, W, C] in the order in which they were computed, and a
           function that brings [T·B, ...] made of them into [B, T, ...], in the clip's order.
         """
         if f0_steps is None:
@@ -249,7 +255,8 @@ class InterleavedDetector(tf_keras.Model):
             features = self.extract(self.preprocess(chosen, extractor), extractor, training)
             return tf.reshape(features, [-1, batch, *features.shape[1:]])
 
-        outputs, states = [], State(*(x[tf.newaxis] for x in self.initial_state(batch)))
+        outputs = []
+        states = tf.nest.map_structure(lambda x: x[tf.newaxis], self.initial_state(batch))
         # Convolutions of an empty batch fail on CPUs (oneDNN gives the wrong shape).
         if f0_steps.shape[0] != 0:
             outputs0, states = self._roll(extract(f0_steps, "f0"), training)
@@ -258,7 +265,7 @@ class InterleavedDetector(tf_keras.Model):
             # The state that a frame of f1 reads is the one after the last f0 before it.
             before = tf.cast(f0_steps[tf.newaxis] < f1_steps[:, tf.newaxis], tf.int32)
             index = tf.reduce_sum(before, 1)
-            read = State(*(_merge(tf.gather(s, index)) for s in states))
+            read = tf.nest.map_structure(lambda s: _merge(tf.gather(s, index)), states)
             features = _merge(extract(f1_steps, "f1"))
             outputs.append(self.step(features, read, "f1", training)[0])
 
@@ -279,28 +286,23 @@ class InterleavedDetector(tf_keras.Model):
           training: whether observers are updated.
 
         Returns:
-          Outputs [n0, B, H, W, 2·S], and the states before the first and after each step:
-          `State` of [n0 + 1, B, H, W, S].
+          Outputs [n0, B, H, W, C], and the states before the first and after each step: those of
+          `initial_state` as [n0 + 1, B, H, W, S].
         """
         steps, batch = tf.shape(features)[0], tf.shape(features)[1]
         state = self.initial_state(batch)
-        spec = [tf.TensorArray(features.dtype, steps + extra) for extra in (0, 1, 1)]
-        outputs, cs, hs = spec[0], spec[1].write(0, state.c), spec[2].write(0, state.h)
+        outputs = tf.TensorArray(features.dtype, steps)
+        states = [tf.TensorArray(features.dtype, steps + 1).write(0, part) for part in state]
 
-        def body(t, state, outputs, cs, hs):
+        def body(t, state, outputs, states):
             output, state = self.step(features[t], state, "f0", training)
-            return (
-                t + 1,
-                state,
-                outputs.write(t, output),
-                cs.write(t + 1, state.c),
-                hs.write(t + 1, state.h),
-            )
+            states = [array.write(t + 1, part) for array, part in zip(states, state)]
+            return t + 1, state, outputs.write(t, output), states
 
-        _, _, outputs, cs, hs = tf.while_loop(
-            lambda t, *_: t < steps, body, (0, state, outputs, cs, hs)
+        _, _, outputs, states = tf.while_loop(
+            lambda t, *_: t < steps, body, (0, state, outputs, states)
         )
-        return outputs.stack(), State(cs.stack(), hs.stack())
+        return outputs.stack(), type(state)(*(array.stack() for array in states))
 
 
 def _merge(x):

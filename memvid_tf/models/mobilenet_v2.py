@@ -133,6 +133,10 @@ class MobileNetV2(tf_keras.layers.Layer):
       keep_last_stride: whether the last strided block strides; f1 removes it (LFS 3.1), so that
         a frame of half the size gives a map of the same size.
       final_activation: of the last bottleneck.
+
+    Attributes:
+      stride: side of the frame over side of the output.
+      depth: channels of the output.
     """
 
     def __init__(
@@ -154,6 +158,7 @@ class MobileNetV2(tf_keras.layers.Layer):
         def channels(base):
             return scale_channels(base, depth_multiplier, min_depth)
 
+        self.depth = channels(stages[-1].channels)
         self.stem = Conv(
             channels(STEM_CHANNELS),
             3,

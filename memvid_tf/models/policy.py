@@ -149,9 +149,15 @@ class AdaptiveDetector(tf_keras.Model):
 
 
 def build_policy(detector: InterleavedDetector, config: PolicyConfig, **kwargs) -> Policy:
-    """A policy of a detector with all its variables, quantized as the detector is."""
+    """A policy of a detector with all its variables, quantized as the detector is.
+
+    Raises:
+      ValueError: a memory without c.
+    """
     policy = Policy(config, QUANTIZATIONS[detector.config.quantization], **kwargs)
     state = detector.initial_state(1)
+    if not isinstance(state, State):
+        raise ValueError(f"model.cell {detector.config.cell!r} has no c, which the policy reads")
     policy(state, state, tf.zeros([1, config.history]))
     # Values that are too high are learned only through values of later frames, a discount at a
     # time. Near zero they are none.

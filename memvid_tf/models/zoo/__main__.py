@@ -53,8 +53,9 @@ def page(entry: zoo.Entry, count: bool) -> str:
     for title, config in (("At paper scale", entry.config), ("The tiny twin", entry.tiny)):
         path = zoo.config_path(config)
         lines = [f"## {title}: configs/{path.name}"]
-        if entry.settings and config == entry.config:
-            lines.append(f"Add to its command: `--params_override={','.join(entry.settings)}`")
+        settings = entry.settings_of(config)
+        if settings:
+            lines.append(f"Add to --params_override in its commands: `{','.join(settings)}`")
         fields = headers.header(path)
         for field in FIELDS:
             if field in fields:

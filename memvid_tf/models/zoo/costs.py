@@ -6,8 +6,8 @@ from typing import NamedTuple
 import tensorflow as tf
 
 from memvid_tf.evaluation.checkpoint_windows import CheckpointWindows
-from memvid_tf.evaluation.counting import count
-from memvid_tf.layers.conv_lstm import EXTRACTORS, State
+from memvid_tf.evaluation.counting import Cost, count
+from memvid_tf.layers.conv_lstm import EXTRACTORS
 from memvid_tf.models.attentive import AttentiveNetwork
 from memvid_tf.models.interleaved import InterleavedConfig, InterleavedDetector
 from memvid_tf.models.patchwork import NETWORKS
@@ -25,12 +25,12 @@ class Row(NamedTuple):
 
 
 def task(entry: Entry, config: str):
-    """The task of a configuration of an entry, as the header's command trains it."""
+    """The task of a configuration of an entry: the header's command with the entry's settings."""
     command = headers.training_command(config_path(config))
     names = (pathlib.PurePath(name).stem for name in command.all("config_file"))
     files = [str(config_path(name)) for name in names]
     experiment = command.one("experiment", "interleaved")
-    return configuration.load(experiment, files, ",".join(entry.settings)).task
+    return configuration.load(experiment, files, ",".join(entry.settings_of(config))).task
 
 
 def costs(entry: Entry) -> list[Row]:
@@ -51,23 +51,28 @@ def costs(entry: Entry) -> list[Row]:
     ]
 
 
+def frame(model: InterleavedDetector, extractor: str) -> Cost:
+    """All that runs on a frame which an extractor sees."""
+
+    def run(image, state):
+        features = model.extract(image, extractor)
+        return model.detect(model.step(features, state, extractor)[0])
+
+    image = tf.TensorSpec([1, *model.frame_size(extractor), 3])
+    return count(run, image, _state(model))
+
+
+def _state(model):
+    return tf.nest.map_structure(tf.TensorSpec.from_tensor, model.initial_state(1))
+
+
 def _interleaved(config, policy):
-    model = InterleavedDetector(config)
-    state = State(*[tf.TensorSpec([1, *model.map_size, config.state_channels])] * 2)
-
-    def frame(extractor):
-        def run(image, c, h):
-            features = model.extract(image, extractor)
-            return model.detect(model.step(features, State(c, h), extractor)[0])
-
-        return run
-
-    rows = []
+    model, rows = InterleavedDetector(config), []
     for extractor in EXTRACTORS:
-        image = tf.TensorSpec([1, *model.frame_size(extractor), 3])
-        cost = count(frame(extractor), image, *state)
+        cost = frame(model, extractor)
         rows.append(Row(f"a frame of {extractor}", cost.multiply_adds, cost.parameters))
     if policy is not None:
+        state = _state(model)
         cost = count(Policy(policy), state, state, tf.TensorSpec([1, policy.history]))
         rows.append(Row("the policy", cost.multiply_adds, cost.parameters))
     return rows
