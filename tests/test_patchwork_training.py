@@ -169,9 +169,15 @@ def test_evaluate_scores_every_mode_and_says_what_it_costs(kind, tmp_path):
     output = tmp_path / "result.json"
     modes = "full,scanning,random+nocell,dqn+flip,full+interval2+delay1"
     folder = tiny_windows.run(kind, "windows")
-    assert tiny_run.program("memvid_tf.evaluate", model_dir=folder, modes=modes, output=output) == 0
+    flags = dict(model_dir=folder, modes=modes, output=output)
+    detects = kind == "detector"
+    # Masks have no classes, which COCO's numbers are about.
+    assert tiny_run.program("memvid_tf.evaluate", **flags, coco=True) == (0 if detects else 2)
+    if not detects:
+        assert tiny_run.program("memvid_tf.evaluate", **flags) == 0
     found = json.loads(output.read_text())["modes"]
     assert list(found) == modes.split(",")
+    assert all(("coco" in result) == detects for result in found.values())
     costs = {name: (r["max_multiply_adds"], r["mean_multiply_adds"]) for name, r in found.items()}
     full = costs["full"][0]
     assert costs["full"] == (full, full)
