@@ -16,7 +16,7 @@ class Series:
     Attributes:
       name: for the legend; none without it.
       x, y: of the points.
-      style: "line", "dots" or "bars".
+      style: "line", "marked" with its points, "dots" or "bars".
       labels: a text beside each point.
     """
 
@@ -118,8 +118,9 @@ def _saved(size_inches, fill) -> str:
 
 
 def _draw(axes, one: Series) -> None:
-    if one.style == "line":
-        axes.plot(one.x, one.y, linewidth=1.2, label=one.name)
+    if one.style in ("line", "marked"):
+        marker = {"marker": "o", "markersize": 4} if one.style == "marked" else {}
+        axes.plot(one.x, one.y, linewidth=1.2, label=one.name, **marker)
     elif one.style == "bars":
         width = (max(one.x) - min(one.x)) / max(len(one.x) - 1, 1) or 1.0
         axes.bar(one.x, one.y, width=0.95 * width, label=one.name)
@@ -130,4 +131,4 @@ def _draw(axes, one: Series) -> None:
             offset = (5, -11 if number % 2 else 4)
             axes.annotate(label, (x, y), offset, textcoords="offset points", fontsize=8)
     else:
-        raise ValueError(f"style {one.style!r} is not one of 'line', 'dots', 'bars'")
+        raise ValueError(f"style {one.style!r} is not one of 'line', 'marked', 'dots', 'bars'")

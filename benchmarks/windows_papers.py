@@ -231,7 +231,7 @@ def picture(result: dict) -> str:
     for name, keys in FRONTIER.items():
         costs = [result["costs"][key] / 1e6 for key in keys]
         values = [result["scores"][metric][key]["mean"] for key in keys]
-        series += [plots.Series(name, costs, values), plots.Series("", costs, values, "dots")]
+        series.append(plots.Series(name, costs, values, "marked"))
     x_label = "multiply-adds of the costliest frame, M"
     return plots.svg("Accuracy against cost", x_label, metric, series, log_x=True)
 
