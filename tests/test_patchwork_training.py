@@ -67,10 +67,10 @@ def test_joint_training_moves_attention_by_small_steps(kind):
     moved = max(
         np.abs(after[key] - value).max()
         for key, value in before.items()
-        if key.startswith("model/attention") and "kernel" in key
+        if key.startswith("model/attention") and "kernel" in key and "OPTIMIZER" not in key
     )
-    # A share of .03 of Adam's steps, of which none exceeds 3.2 times the learning rate.
-    assert 0 < moved < 0.03 * 3.2 * tiny_windows.JOINT_STEPS * tiny_windows.JOINT_RATE
+    # A share of .03 of Adam's steps, of which the first ones are no larger than the learning rate.
+    assert 0 < moved < 0.03 * tiny_windows.JOINT_STEPS * tiny_windows.JOINT_RATE
 
 
 @KINDS
