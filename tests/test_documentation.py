@@ -344,7 +344,7 @@ def test_the_first_minute(tmp_path):
     for top in ("memvid_tf", "configs"):
         (tmp_path / top).symlink_to(ROOT / top)
     ours = [command for command in commands(section) if "models.zoo" not in command.split()[2]]
-    assert len(ours) == 3
+    assert len(ours) == 6
     for command in ours:
         words = shlex.split(command, comments=True)
         done = subprocess.run(
@@ -356,7 +356,8 @@ def test_the_first_minute(tmp_path):
             check=False,
         )
         assert done.returncode == 0, f"{command}: {done.stderr[-2000:]}"
-    assert (tmp_path / "seen.mp4").stat().st_size > 10_000
+    for video in ("seen.mp4", "windows.mp4"):
+        assert (tmp_path / video).stat().st_size > 10_000
 
 
 def test_the_layout_of_the_guide_converts(tmp_path):
