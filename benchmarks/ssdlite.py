@@ -6,13 +6,12 @@ Latency does not depend on what the weights are, so they are random; ranges are 
 The graph ends in box encodings and class logits: its post-processing is not part of the time.
 """
 
-import numpy as np
 from absl import flags
 
+from benchmarks import untrained
 from memvid_tf import errors, files
 
 FLAGS = flags.FLAGS
-OBSERVED_STEPS = 2  # the first initialises ranges and batch statistics
 
 
 def flatbuffer(depth_multiplier: float, precision: str, image_size: tuple[int, int]) -> bytes:
@@ -23,25 +22,13 @@ def flatbuffer(depth_multiplier: float, precision: str, image_size: tuple[int, i
       precision: "int8" or "float32".
       image_size: height and width in pixels.
     """
-    import tensorflow as tf
-
-    from export import convert
     from memvid_tf.models import single_frame
 
-    quantization = "int8" if precision == "int8" else "none"
-    model = single_frame.build(
-        single_frame.SingleFrameConfig(
-            image_size=image_size, depth_multiplier=depth_multiplier, quantization=quantization,
-            norm_momentum=0.5,
-        )
-    )  # fmt: skip
-    rng = np.random.default_rng(0)
-    for _ in range(OBSERVED_STEPS):
-        noise = rng.integers(0, 256, (1, *image_size, 3), np.uint8)
-        model(tf.constant(noise), training=True)
-    spec = tf.TensorSpec([1, *image_size, 3], tf.float32, "image")
-    detect = tf.function(lambda image: model.detect(image), input_signature=[spec])
-    return convert.convert(model, {"serving_default": detect}, precision=precision)
+    config = single_frame.SingleFrameConfig(
+        image_size=image_size, depth_multiplier=depth_multiplier
+    )
+    network = single_frame.build(untrained.in_precision(config, precision))
+    return untrained.flatbuffer(untrained.observe(network, 1), precision)
 
 
 def main(argv):

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 from absl import flags
 
-from benchmarks import pages
+from benchmarks import pages, untrained
 from benchmarks.engines import ENGINES
 from benchmarks.runner import schedules
 from memvid_tf import errors
@@ -31,7 +31,6 @@ WINDOWS = {"1/4": (4, 2), "1/16": (4, 1)}
 PRECISIONS = ("int8", "float32")
 FRAMES = 4  # that the schedules go through again and again
 WARM_UP = 10
-OBSERVED_STEPS = 2  # the first initialises ranges and batch statistics
 # What a step should cost at most, as a share of the plain network (derived in shared design).
 TARGETS = {("int8", "1/4"): 0.33, ("float32", "1/4"): 0.38}
 TARGETS |= {("int8", "1/16"): 0.125, ("float32", "1/16"): 0.18}
@@ -57,9 +56,7 @@ def write_graphs(work_dir: str, precision: str) -> None:
     plain = plain_of(work_dir, precision)
     if not missing and os.path.exists(plain):
         return
-    import tensorflow as tf
-
-    from export import bundle, convert, patchwork_bundle
+    from export import bundle, patchwork_bundle
     from memvid_tf import files
     from memvid_tf.models import single_frame
     from memvid_tf.models.attention import AttentionConfig
@@ -68,28 +65,16 @@ def write_graphs(work_dir: str, precision: str) -> None:
     from memvid_tf.runtime.manifest import Checkpoint
     from memvid_tf.windows import Windows
 
-    network = single_frame.build(
-        single_frame.SingleFrameConfig(
-            image_size=IMAGE_SIZE,
-            quantization="int8" if precision == "int8" else "none",
-            norm_momentum=0.5,
-        )
-    )
-    rng = np.random.default_rng(0)
-    for _ in range(OBSERVED_STEPS):
-        network(tf.constant(rng.integers(0, 256, (1, *IMAGE_SIZE, 3), np.uint8)), training=True)
+    config = single_frame.SingleFrameConfig(image_size=IMAGE_SIZE)
+    network = single_frame.build(untrained.in_precision(config, precision))
+    untrained.observe(network, 1)
     if not os.path.exists(plain):
-        spec = tf.TensorSpec([1, *IMAGE_SIZE, 3], tf.float32, "image")
-        detect = tf.function(lambda image: network.detect(image), input_signature=[spec])
-        content = convert.convert(network, {"serving_default": detect}, precision=precision)
+        content = untrained.flatbuffer(network, precision)
         with files.atomic_path(plain) as temporary, open(temporary, "wb") as file:
             file.write(content)
     for share in missing:
         model = Patchwork(network, Windows(*WINDOWS[share]))
-        attention = build_attention(model, AttentionConfig())
-        slices = model.windows.slices
-        presence = tf.constant(rng.uniform(0, 1, [2, slices, slices, 1]), tf.float32)
-        attention(presence, tf.zeros([2, model.windows.count]), training=True)
+        attention = untrained.observe_attention(build_attention(model, AttentionConfig()))
         labels = tuple(f"class_{k}" for k in range(network.config.num_classes))
         source = patchwork_bundle.Source({}, labels, Checkpoint("random weights", 0))
         options = bundle.Options(precision=precision)

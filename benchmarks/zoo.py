@@ -8,21 +8,19 @@ whether it can be exported does not depend on them. Interrupted and started agai
 it was.
 """
 
-import json
 import os
 import time
 
-import numpy as np
 from absl import flags
 
-from benchmarks import pages
+from benchmarks import pages, pipeline, untrained
 from memvid_tf import errors, files
 from memvid_tf.models import zoo
 
 FLAGS = flags.FLAGS
 PRECISIONS = ("int8", "float32")
-OBSERVED_STEPS = 2  # the first initialises ranges and batch statistics
-NOISE_SEED = 0
+# An empty memory adds nothing, and ranges begin with it: an average leaves that only slowly.
+MEMORY_STEPS = 16
 
 
 def define_flags() -> None:
@@ -50,15 +48,10 @@ def graphs(entry: zoo.Entry, precision: str) -> dict[str, bytes]:
     from memvid_tf.models.zoo import costs
 
     task = costs.task(entry, entry.config)
-    quantization = "int8" if precision == "int8" else "none"
-    task.model = task.model.replace(quantization=quantization, norm_momentum=0.5)
+    task.model = untrained.in_precision(task.model, precision)
     if isinstance(task.model, InterleavedConfig):
         return _interleaved(task, precision)
     return _windowed(task, precision) if hasattr(task, "windows") else _plain(task, precision)
-
-
-def _noise(*shape) -> np.ndarray:
-    return np.random.default_rng(NOISE_SEED).integers(0, 256, shape, np.uint8)
 
 
 def _interleaved(task, precision):
@@ -69,61 +62,35 @@ def _interleaved(task, precision):
     from memvid_tf.models import interleaved, policy
     from memvid_tf.tasks.trained import Trained
 
-    network = interleaved.build(task.model)
-    for _ in range(OBSERVED_STEPS):
-        network(tf.constant(_noise(1, 2, *task.model.image_size, 3)), training=True)
+    network = untrained.observe(interleaved.build(task.model), 1, 2, steps=MEMORY_STEPS)
     decides = None
     if hasattr(task, "policy"):
         decides = policy.build_policy(network, task.policy)
-        states = [
-            tf.nest.map_structure(lambda x: tf.random.uniform(x.shape, 0, 6, seed=k), empty)
-            for k, empty in enumerate([network.initial_state(1)] * 2)
-        ]
-        decides(*states, tf.ones([1, task.policy.history]), training=True)
+        empty = network.initial_state(1)
+        full = tf.nest.map_structure(lambda x: tf.random.uniform(x.shape, 0, 6, seed=0), empty)
+        decides(full, empty, tf.ones([1, task.policy.history]), training=True)
     params = config_definitions.ExperimentConfig(task=task)
     trained = Trained(params, network, "random weights", 0, decides)
     return bundle.convert_graphs(trained, bundle.Options(precision=precision))
 
 
-def _observed(config):
-    """A single-frame network."""
-    import tensorflow as tf
-
-    from memvid_tf.models.patchwork import NETWORKS
-
-    network = NETWORKS[type(config)](config)
-    for _ in range(OBSERVED_STEPS):
-        network(tf.constant(_noise(1, *config.image_size, 3)), training=True)
-    return network
-
-
 def _windowed(task, precision):
-    import tensorflow as tf
-
     from export import bundle, patchwork_bundle
-    from memvid_tf.models.attentive import build_attention
-    from memvid_tf.models.patchwork import Patchwork
-    from memvid_tf.windows import Windows
+    from memvid_tf.models.attentive import AttentiveNetwork
 
-    windows = Windows(task.windows.slices, task.windows.adjacent)
-    model = Patchwork(_observed(task.model), windows)
-    attention = build_attention(model, task.attention)
-    presence = tf.random.uniform([1, windows.slices, windows.slices, 1], seed=0)
-    attention(presence, tf.zeros([1, windows.count]), training=True)
-    return patchwork_bundle.convert_graphs(model, bundle.Options(precision=precision), attention)
+    model = AttentiveNetwork(task.model, task.windows, task.attention)
+    untrained.observe(model.network, 1)
+    untrained.observe_attention(model.attention)
+    options = bundle.Options(precision=precision)
+    return patchwork_bundle.convert_graphs(model.patchwork, options, model.attention)
 
 
 def _plain(task, precision):
-    import tensorflow as tf
+    from export import gate
+    from memvid_tf.models.patchwork import NETWORKS
 
-    from export import convert, gate
-
-    network = _observed(task.model)
-    image = tf.TensorSpec([1, *task.model.image_size, 3], tf.float32, "image")
-    whole = tf.function(
-        lambda image: network.tail(network.body(image)), input_signature=[image]
-    )
-    content = convert.convert(network, {"serving_default": whole}, precision=precision)
+    network = untrained.observe(NETWORKS[type(task.model)](task.model), 1)
+    content = untrained.flatbuffer(network, precision)
     gate.check({"network": content}, (), precision=precision)
     return {"network": content}
 
@@ -191,8 +158,7 @@ def main(argv):
             files.write_json(path, measured(entry))
         else:
             print(f"{title}: there already", flush=True)
-        with open(path) as file:
-            found[entry.name] = json.load(file)
+        found[entry.name] = pipeline.read(path)
     result = {"entries": found, "provenance": provenance.describe()}
     pages.publish(FLAGS.output, result, markdown(result))
 
