@@ -73,7 +73,7 @@ def convert_graphs(
     graphs, edges = patchwork_graphs.patchwork(model), patchwork_graphs.map_edges(model)
     if attention is not None:
         bundle.check_observed(attention)
-        graphs["attention"] = patchwork_graphs.attention_graph(model, attention)
+        graphs["attention"] = patchwork_graphs.attention_graph(model, attention, graphs["tail"])
         edges += patchwork_graphs.attention_edges(model)
     flatbuffers = {
         name: convert.convert(graph.module, graph.signatures, precision=options.precision)

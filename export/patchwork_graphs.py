@@ -52,11 +52,12 @@ def patchwork(model: Patchwork) -> dict[str, Graph]:
     }
 
 
-def attention_graph(model: Patchwork, attention: Attention) -> Graph:
-    """The graph attention, in inference mode: a prediction and the history to q_values [1, A]."""
+def attention_graph(model: Patchwork, attention: Attention, tail: Graph) -> Graph:
+    """The graph attention, in inference mode: a prediction of `tail`, one of `patchwork`'s graphs,
+    and the history to q_values [1, A]."""
     network, slices = model.network, model.windows.slices
-    tail = patchwork(model)["tail"].signatures[SERVING].get_concrete_function()
-    prediction = tail.structured_outputs[network.presence_from]
+    traced = tail.signatures[SERVING].get_concrete_function()
+    prediction = traced.structured_outputs[network.presence_from]
 
     @tf.function(
         input_signature=[
