@@ -41,3 +41,20 @@ def judged(claims: Sequence[Claim], scores: Sequence[dict[str, float]]) -> list[
         holds = claim.holds(value["mean"])
         rows.append({"claim": claim.sentence, **value, "paper": claim.paper, "holds": holds})
     return rows
+
+
+def table(rows: Sequence[dict]) -> str:
+    """The rows of `judged` as a table of Markdown."""
+    from tabulate import tabulate
+
+    cells = [
+        [
+            row["claim"],
+            f"{row['mean']:.3f} ± {row['spread']:.3f}",
+            row["paper"],
+            "holds" if row["holds"] else "does not hold",
+        ]
+        for row in rows
+    ]
+    header = ["claim", "measured", "paper", ""]
+    return tabulate(cells, header, tablefmt="github", disable_numparse=True)

@@ -1,269 +1,358 @@
-r"""The claims of Looking Fast and Slow, checked at laptop scale on the synthetic video set.
+r"""Every claim of both papers, checked at laptop scale on synthetic video, on one page.
 
-  python -m memvid_tf.data synthetic --output=data/synthetic
-  python -m benchmarks.papers --data=data/synthetic --work_dir=runs/papers
+  python -m benchmarks.papers
+  python -m benchmarks.papers --quick
 
-Trains, quantizes, exports and scores the tiny detector for every seed, both forms of the memory,
-and states each claim as a sentence with its numbers: holds, or does not. Takes hours on two cores;
-interrupted and started again, it goes on where it was. --quick trains for minutes, which proves
-that the program works and nothing about the paper.
+Makes the data sets, runs the program of each part (`PARTS`) where its results are not there, and
+puts their claims together: which hold, which do not, and what was tried about these. Takes a day on
+two cores; interrupted and started again, it goes on where it was. --quick does all of it with few
+clips and steps in half an hour, which proves that the programs work and nothing about the papers.
+To measure a part anew, remove its JSON in --results and its folder in --work_dir.
 """
 
+import csv
+import dataclasses
+import io
 import os
 
 from absl import flags
 
 from benchmarks import pages, pipeline
-from benchmarks.claims import Claim, judged, spread
-from memvid_tf import errors
+from memvid_tf import errors, files
 
 FLAGS = flags.FLAGS
-flags.DEFINE_string("data", "data/synthetic", "Synthetic video set. Example: --data=data/synthetic")
-flags.DEFINE_string("work_dir", "runs/papers", "Trainings and bundles. Example: runs/papers")
-flags.DEFINE_list("seeds", ["0", "1", "2"], "Seeds of the trainings. Example: --seeds=0,1,2")
-flags.DEFINE_list(
-    "paper_cell_seeds", ["0"], "Seeds of the paper's form of the memory. Example: 0,1,2"
+LFS, PW = "Looking Fast and Slow", "Patchwork"
+SEEDS, QUICK_SEEDS = "0,1,2", "0"
+RESULTS = "benchmarks/results"
+# Data sets by folder: flags of memvid_tf.data, and those that make them small.
+DATA = {
+    "synthetic": {"preset": "demo"},
+    "synthetic128": {"preset": "demo", "image_size": 128},
+    "eventful": {"preset": "eventful"},
+}
+QUICK_DATA = {"train_clips": 60, "test_clips": 6}
+FIRST = "interleaved_papers"  # whose detectors are those of two later parts
+
+
+def define_flags() -> None:
+    """The flags of this program."""
+    flags.DEFINE_string("data_dir", "data", "Folder of the data sets. Example: --data_dir=data")
+    flags.DEFINE_string("work_dir", "runs/papers", "Trainings. Example: --work_dir=runs/papers")
+    flags.DEFINE_bool("quick", False, "Train for minutes: shows that it works, proves no claim.")
+    flags.DEFINE_string(
+        "results",
+        "",
+        f"Folder of results; by default {RESULTS}, with --quick results in --work_dir. "
+        "Example: --results=results",
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """One program and what it covers.
+
+    Attributes:
+      name: of its results file.
+      paper: LFS or PW.
+      covers: the tables and figures that its claims are about.
+      module: of the program.
+      data: folder of its data set.
+      flags: further ones.
+      pictures: title by the end of the file's name.
+    """
+
+    name: str
+    paper: str
+    covers: str
+    module: str
+    data: str
+    flags: dict[str, object] = dataclasses.field(default_factory=dict)
+    pictures: dict[str, str] = dataclasses.field(default_factory=dict)
+
+
+PARTS = (
+    Part(
+        "interleaved_papers",
+        LFS,
+        "table 2: extractors, τ, asynchronous, int8, flow; figure 6; the skipped state update",
+        "benchmarks.interleaved_papers",
+        "synthetic",
+        pictures={"_fig6.svg": "figure 6"},
+    ),
+    Part(
+        "baselines",
+        LFS,
+        "table 1: cells; table 2: single frames, and a memory on every frame, at four widths",
+        "benchmarks.baselines",
+        "synthetic",
+        pictures={"_cost.svg": "accuracy against cost"},
+    ),
+    Part(
+        "policy",
+        LFS,
+        "table 2: adaptive; figures 7 to 9",
+        "benchmarks.policy",
+        "eventful",
+        pictures={"_fig7.svg": "figure 7", "_fig8.svg": "figure 8"},
+    ),
+    Part(
+        "windows_papers",
+        PW,
+        "tables 1 and 2, figure 5: detection",
+        "benchmarks.windows_papers",
+        "synthetic128",
+        pictures={"_cost.svg": "figure 5"},
+    ),
+    Part(
+        "windows_segmenter",
+        PW,
+        "tables 1 and 2 with masks, figure 7",
+        "benchmarks.windows_papers",
+        "synthetic128",
+        {"kind": "segmenter"},
+        {"_cost.svg": "figure 7"},
+    ),
 )
-flags.DEFINE_bool("quick", False, "Train for minutes: shows that it works, proves no claim.")
-flags.DEFINE_string(
-    "output",
-    "benchmarks/results/papers",
-    "Results, as PATH.json and PATH.md. Example: benchmarks/results/papers",
-)
-
-STEPS = {"float": 4000, "memory": 6500, "qat": 800}
-QUICK_STEPS = {"float": 60, "memory": 20, "qat": 20}
-INT8_MODES = ("f0", "f1", "1", "4", "9", "19", "async9")
-FLOAT_MODES = (*INT8_MODES, "9+update", "19+update")
-CELL_MODES = ("f0", "f1", "9")
-# LFS table 2 and figure 6, mAP on ImageNet VID; the modes that the paper has.
-PAPER_MAP = {"f0": 0.639, "f1": 0.306, "9": 0.614, "async9": 0.604}
-PAPER_INT8_MAP = {"9": 0.603, "async9": 0.593}
 
 
-def runs(
-    data: str, work_dir: str, seeds: list[int], cell_seeds: list[int], quick: bool
-) -> dict[str, pipeline.Run]:
-    """The trainings, by name: "factored/0" is the default memory with seed 0."""
-    counts = QUICK_STEPS if quick else STEPS
-    loop = ("trainer.steps_per_loop=20", "trainer.summary_interval=20") if quick else ()
-    phases = pipeline.tiny_phases(*counts.values())
-    folders = [("factored", seed, phases) for seed in seeds]
-    # The forms of the memory are compared in float.
-    folders += [("paper", seed, phases[:-1]) for seed in cell_seeds]
-    return {
-        f"{cell}/{seed}": pipeline.Run(
-            os.path.join(work_dir, cell, f"seed_{seed}"),
-            data,
-            cell_phases,
-            (f"task.model.cell={cell}", *loop),
-            seed,
+@dataclasses.dataclass(frozen=True)
+class Work:
+    """Where everything lies, and how much of it is done.
+
+    Attributes:
+      data_dir, work_dir, results: folders.
+      quick: see the flag.
+    """
+
+    data_dir: str
+    work_dir: str
+    results: str
+    quick: bool
+
+    def result(self, part: Part) -> str:
+        """Path of a part's results, without suffix."""
+        return os.path.join(os.path.abspath(self.results), part.name)
+
+    def _data(self, name):
+        return os.path.join(os.path.abspath(self.data_dir), name)
+
+    def _folder(self, *names):
+        return os.path.join(os.path.abspath(self.work_dir), *names)
+
+    def data_step(self, name: str) -> pipeline.Step:
+        """Makes a data set."""
+        size = QUICK_DATA if self.quick else {}
+        return pipeline.Step(
+            f"data set {name}",
+            "memvid_tf.data",
+            {**DATA[name], **size, "output": self._data(name)},
+            pipeline.exists(os.path.join(self._data(name), "dataset.json")),
+            ("synthetic",),
         )
-        for cell, seed, cell_phases in folders
+
+    def part_step(self, part: Part) -> pipeline.Step:
+        """Measures a part."""
+        seeds = QUICK_SEEDS if self.quick else SEEDS
+        options: dict[str, object] = {"seeds": seeds}
+        if part.name == "policy":
+            detectors = self._folder(FIRST, "factored")
+            options = {
+                "base": [os.path.join(detectors, f"seed_{s}", "qat") for s in seeds.split(",")]
+            }
+        elif part.name == "baselines":
+            options["interleaved"] = self._folder(FIRST)
+        elif part.name == FIRST and self.quick:
+            options |= {"paper_cell_seeds": "", "flow_seeds": seeds}
+        return pipeline.Step(
+            f"{part.paper}, {part.covers}",
+            part.module,
+            {
+                "data": self._data(part.data),
+                "work_dir": self._folder(part.name),
+                "quick": self.quick,
+                "output": self.result(part),
+                **options,
+                **part.flags,
+            },
+            pipeline.exists(f"{self.result(part)}.json"),
+        )
+
+    def steps(self) -> list[pipeline.Step]:
+        """Everything, a data set before the first part that needs it."""
+        found, made = [], set()
+        for part in PARTS:
+            step = self.part_step(part)
+            if part.data not in made and not step.done():
+                found.append(self.data_step(part.data))
+                made.add(part.data)
+            found.append(step)
+        return found
+
+
+# What was tried about a claim that does not hold, and why it does not; by part and claim.
+TRIED: dict[tuple[str, str], str] = {}
+
+
+def claims_of(part: Part, result: dict) -> list[dict]:
+    """The claims of a part's results, each with its numbers as text.
+
+    Returns:
+      Rows of `part`, `score`, `claim`, `measured`, `paper`, `holds`.
+    """
+    by_score = result["claims"]
+    if not isinstance(by_score, dict):
+        by_score = {"": by_score}
+    rows = []
+    for score, claims in by_score.items():
+        for row in claims:
+            measured = row.get("measured")
+            if measured is None:
+                measured = f"{row['mean']:.3f} ± {row['spread']:.3f}"
+            rows.append(
+                {
+                    "part": part.name,
+                    "score": score,
+                    "claim": row["claim"],
+                    "measured": measured,
+                    "paper": row.get("paper", ""),
+                    "holds": row["holds"],
+                }
+            )
+    return rows
+
+
+def collect(results: dict[str, dict]) -> dict:
+    """The claims of all parts, and each network's accuracy beside its cost.
+
+    Args:
+      results: of the parts, by name.
+    """
+    claims = [row for part in PARTS for row in claims_of(part, results[part.name])]
+    parts = {
+        name: {key: result[key] for key in ("quick", "provenance")}
+        for name, result in results.items()
     }
+    return {"claims": claims, "costs": frontier(results), "parts": parts}
 
 
-def steps(name: str, run: pipeline.Run) -> list[pipeline.Step]:
-    """Everything that is measured of a run."""
-    trained = [*run.trainings(), run.evaluation("first", CELL_MODES)]
-    if name.startswith("paper"):
-        return [*trained, run.evaluation("float", CELL_MODES)]
-    return [
-        *trained,
-        run.evaluation("float", FLOAT_MODES),
-        run.evaluation("qat", INT8_MODES),
-        run.evaluation("qat_float", INT8_MODES),
-        # Every mode is scored on checkpoint and bundle here, which is more than the verification.
-        run.export("int8", verify=False),
-        run.evaluation("int8", INT8_MODES),
-    ]
+def frontier(results: dict[str, dict]) -> dict[str, list[tuple[float, float]]]:
+    """(multiply-adds of an average frame, mAP) of the tiny networks, by the name of a line."""
+    from benchmarks import baselines, windows_papers
+
+    first, windows = results["baselines"], results["windows_papers"]
+    found = {}
+    lines = [(first, first["scores"], baselines.FRONTIER, "96 px")]
+    lines.append((windows, windows["scores"]["mAP"], windows_papers.FRONTIER, "128 px"))
+    for result, scores, frontiers, size in lines:
+        for name, keys in frontiers.items():
+            found[f"{name}, {size}"] = sorted(
+                (result["costs"][key], scores[key]["mean"]) for key in keys
+            )
+    return found
 
 
-def _largest(score, source, loss_only=False):
-    """The largest difference between a source and the int8 bundle over the modes."""
-    differences = [score[f"{source}:{mode}"] - score[f"int8:{mode}"] for mode in INT8_MODES]
-    return max(differences if loss_only else map(abs, differences))
+def picture(result: dict) -> str:
+    """Accuracy against cost of all tiny networks, as SVG."""
+    from benchmarks import plots
+
+    series = []
+    for name, points in result["costs"].items():
+        costs, values = zip(*points)
+        series.append(plots.Series(name, [cost / 1e6 for cost in costs], values, "marked"))
+    x_label = "multiply-adds of an average frame, M"
+    return plots.svg(
+        "Accuracy against cost of the tiny networks", x_label, "mAP", series, log_x=True
+    )
 
 
-CLAIMS = (
-    Claim(
-        "f1 only is at most 1/4 of f0 only",
-        lambda s: s["float:f1"] / s["float:f0"],
-        lambda v: v <= 0.25,
-        "0.48",
-    ),
-    Claim(
-        "τ=9 keeps at least .95 of f0 only",
-        lambda s: s["float:9"] / s["float:f0"],
-        lambda v: v >= 0.95,
-        "0.96",
-    ),
-    Claim(
-        "at τ=9, leaving the state alone on f1 frames beats updating it by at least .1",
-        lambda s: s["float:9"] - s["float:9+update"],
-        lambda v: v >= 0.1,
-        "claimed, no number",
-    ),
-    Claim(
-        "int8 is within .01 of the same weights in float in every mode (largest difference)",
-        lambda s: _largest(s, "qat_float"),
-        lambda v: v <= 0.01,
-    ),
-    Claim(
-        "int8 loses at most .01 to the float training it started from in any mode (largest loss)",
-        lambda s: _largest(s, "float", loss_only=True),
-        lambda v: v <= 0.01,
-        "0.011",
-    ),
-    Claim(
-        "the int8 bundle is within .01 of its checkpoint in every mode (largest difference)",
-        lambda s: _largest(s, "qat"),
-        lambda v: v <= 0.01,
-    ),
-    Claim(
-        "asynchronous is within .03 of synchronous, float",
-        lambda s: s["float:9"] - s["float:async9"],
-        lambda v: v <= 0.03,
-        "0.010",
-    ),
-    Claim(
-        "asynchronous is within .03 of synchronous, int8",
-        lambda s: s["int8:9"] - s["int8:async9"],
-        lambda v: v <= 0.03,
-        "0.010",
-    ),
-)
+def csv_of(rows: list[dict]) -> str:
+    """Claims as CSV."""
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return buffer.getvalue()
 
 
-SOURCES = ("first", "float", "qat_float", "qat", "int8")
-
-
-def collect(all_runs: dict[str, pipeline.Run]) -> dict:
-    """The numbers of all runs: scores by source and mode, and the claims."""
-    scores: dict[str, dict[str, dict[str, float]]] = {"factored": {}, "paper": {}}
-    for name, run in all_runs.items():
-        cell, seed = name.split("/")
-        sources = SOURCES if cell == "factored" else SOURCES[:2]
-        scores[cell][seed] = {
-            f"{source}:{mode}": result["mean_ap"]
-            for source in sources
-            for mode, result in run.result(source)["modes"].items()
-        }
-    by_key = {
-        cell: {
-            key: spread([score[key] for score in by_seed.values()])
-            for key in next(iter(by_seed.values()), ())
-        }
-        for cell, by_seed in scores.items()
-    }
-    claims = judged(CLAIMS, list(scores["factored"].values()))
-    return {"scores": by_key, "claims": claims}
-
-
-def markdown(result: dict) -> str:
-    """The results as a page."""
+def markdown(result: dict, output: str) -> str:
+    """All claims as a page; its picture is PATH_cost.svg of `output`."""
     from tabulate import tabulate
 
-    from memvid_tf.evaluation.report import number
-
-    def cell(key, form="factored"):
-        value = result["scores"][form].get(key)
-        return f"{value['mean']:.3f} ± {value['spread']:.3f}" if value else ""
-
-    machine = result["provenance"]["machine"]
-    modes = [
-        [
-            mode,
-            *(cell(f"{source}:{mode}") for source in ("float", "qat_float", "qat", "int8")),
-            number(PAPER_MAP.get(mode)),
-            number(PAPER_INT8_MAP.get(mode)),
-        ]
-        for mode in FLOAT_MODES
+    claims = result["claims"]
+    holding = sum(row["holds"] for row in claims)
+    quick = any(part["quick"] for part in result["parts"].values())
+    lines = [
+        "# The claims of both papers at laptop scale",
+        "",
+        f"{holding} of {len(claims)} hold, with tiny networks on synthetic video. Values differ from "
+        "the papers'; what is compared is which of two is better, and by how much. Every part has a "
+        "page with its scores, seeds and steps.",
+        "",
     ]
-    header = ["mode", "float training", "QAT weights in float", "QAT checkpoint", "int8 bundle"]
-    header += ["paper float", "paper int8"]
-    claims = [
-        [
-            c["claim"],
-            f"{c['mean']:.3f} ± {c['spread']:.3f}",
-            c["paper"],
-            "holds" if c["holds"] else "does not hold",
-        ]
-        for c in result["claims"]
+    if quick:
+        lines += ["**Trained for minutes with --quick: these numbers say nothing.**", ""]
+    for paper in (LFS, PW):
+        lines += [f"## {paper}", ""]
+        for part in (part for part in PARTS if part.paper == paper):
+            rows = [
+                [
+                    row["claim"],
+                    row["score"],
+                    row["measured"],
+                    row["paper"],
+                    "holds" if row["holds"] else "**does not hold**",
+                ]
+                for row in claims
+                if row["part"] == part.name
+            ]
+            seen = ", ".join(f"[{t}]({part.name}{end})" for end, t in part.pictures.items())
+            lines += [
+                f"### {part.covers[0].upper()}{part.covers[1:]}",
+                "",
+                f"[Scores]({part.name}.md)" + (f", {seen}" if seen else "") + ".",
+                "",
+                tabulate(
+                    rows,
+                    ["claim", "score", "measured", "paper", ""],
+                    tablefmt="github",
+                    disable_numparse=True,
+                ),
+                "",
+            ]
+    failing = [row for row in claims if not row["holds"]]
+    lines += ["## What does not hold, and what was tried", ""]
+    for part, claim in dict.fromkeys((row["part"], row["claim"]) for row in failing):
+        told = TRIED.get((part, claim), "Nothing has been tried yet.")
+        lines += [f"- **{claim}** ({part}). {told}"]
+    lines += [
+        "",
+        "## Accuracy against cost",
+        "",
+        f"![Accuracy against cost]({os.path.basename(output)}_cost.svg)",
+        "",
+        "Frames of 96 and of 128 px are two data sets with the same clips. Windows are trained "
+        "quantization-aware, the others in float.",
+        "",
     ]
-    cells = [
-        [
-            mode,
-            *(cell(f"{phase}:{mode}", form) for phase in SOURCES[:2] for form in result["scores"]),
-        ]
-        for mode in CELL_MODES
-    ]
-    seeds, paper_seeds = (
-        ", ".join(str(seed) for seed in result[key]) for key in ("seeds", "paper_cell_seeds")
-    )
-    return "\n".join(
-        [
-            "# Looking Fast and Slow on the synthetic video set",
-            "",
-            f"Tiny detector, {result['steps']['float']} float steps, {result['steps']['memory']} "
-            f"with long gaps, {result['steps']['qat']} quantization-aware; seeds {seeds}, "
-            f"{result['test_clips']} unseen clips; mean ± standard deviation over seeds. "
-            f"{machine['processor']}, {result['provenance']['date']}. The paper's columns are "
-            "ImageNet VID and a network 32 times as large: compare ratios, not values.",
-            "",
-            "## mAP@.5 by inference mode",
-            "",
-            tabulate(modes, header, tablefmt="github"),
-            "",
-            "`+update`: f1 writes to the memory too. `async9`: f0 beside f1, its result one frame "
-            "late.",
-            "",
-            "## Claims",
-            "",
-            tabulate(claims, ["claim", "measured", "paper", ""], tablefmt="github"),
-            "",
-            "## The two forms of the memory",
-            "",
-            f"Float mAP@.5 after the first phase and after the long gaps; seeds of the paper's form: "
-            f"{paper_seeds or 'none, not measured'}.",
-            "",
-            tabulate(
-                cells,
-                ["mode", "factored, first", "paper, first", "factored (default)", "paper"],
-                tablefmt="github",
-            ),
-            "",
-        ]
-    )
+    return "\n".join(lines)
 
 
 def main(argv):
     if len(argv) > 1:
         raise errors.UserError(f"unexpected argument {argv[1]!r}; every option is a --flag")
-    for name in ("seeds", "paper_cell_seeds"):
-        if not all(seed.isdigit() for seed in FLAGS[name].value):
-            raise errors.UserError(f"--{name}={','.join(FLAGS[name].value)} must be whole numbers")
     from memvid_tf import provenance
-    from memvid_tf.data import records
 
-    info = records.read_info(FLAGS.data)
-    seeds = [int(seed) for seed in FLAGS.seeds]
-    cell_seeds = [int(seed) for seed in FLAGS.paper_cell_seeds]
-    all_runs = runs(FLAGS.data, FLAGS.work_dir, seeds, cell_seeds, FLAGS.quick)
-    for name, run in all_runs.items():
-        print(f"== {name}", flush=True)
-        pipeline.run(steps(name, run))
-    result = {
-        "seeds": seeds,
-        "quick": FLAGS.quick,
-        "paper_cell_seeds": cell_seeds,
-        "steps": QUICK_STEPS if FLAGS.quick else STEPS,
-        "test_clips": info.split("test").clips,
-        **collect(all_runs),
-        "provenance": provenance.describe(),
-    }
-    pages.publish(FLAGS.output, result, markdown(result))
+    quick_results = os.path.join(FLAGS.work_dir, "results")
+    results = FLAGS.results or (quick_results if FLAGS.quick else RESULTS)
+    work = Work(FLAGS.data_dir, FLAGS.work_dir, results, FLAGS.quick)
+    pipeline.run(work.steps())
+    found = {part.name: pipeline.read(f"{work.result(part)}.json") for part in PARTS}
+    result = {**collect(found), "provenance": provenance.describe()}
+    output = os.path.join(results, "papers")
+    files.write_text(f"{output}.csv", csv_of(result["claims"]))
+    pages.publish(output, result, markdown(result, output), cost=picture(result))
 
 
 if __name__ == "__main__":
+    define_flags()
     errors.run(main)

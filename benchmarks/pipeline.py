@@ -221,8 +221,6 @@ class Run:
         number = [phase.name for phase in self.phases].index(name)
         phase, data = self.phases[number], os.path.abspath(self.data)
         overrides = [
-            f"task.train_data.input_path={data}",
-            f"task.validation_data.input_path={data}",
             f"task.seed={self.seed}",
             # Another order of the data in every phase.
             f"task.train_data.seed={100 * number + self.seed}",
@@ -230,6 +228,8 @@ class Run:
             f"trainer.validation_interval={phase.steps}",
             *self.overrides,
             *phase.pairs,
+            f"task.train_data.input_path={data}",
+            f"task.validation_data.input_path={data}",
         ]
         if phase.decays:
             rate = "trainer.optimizer_config.learning_rate"

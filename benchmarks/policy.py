@@ -2,8 +2,8 @@ r"""The learned interleaving policy against fixed ones at equal shares of f0 (LF
 
   python -m memvid_tf.data synthetic --preset=eventful --output=data/eventful
   python -m benchmarks.policy --data=data/eventful --work_dir=runs/policy \
-    --base=runs/papers/factored/seed_0/qat --base=runs/papers/factored/seed_1/qat \
-    --base=runs/papers/factored/seed_2/qat
+    --base=runs/interleaved_papers/factored/seed_0/qat --base=runs/interleaved_papers/factored/seed_1/qat \
+    --base=runs/interleaved_papers/factored/seed_2/qat
 
 A base is a trained detector, quantization-aware; each is a seed of its own. On each a policy is
 trained for every γ, and policies, fixed τ and chance are scored on the same clips, in float and as
@@ -333,7 +333,7 @@ def main(argv):
     if not FLAGS.base:
         raise errors.UserError(
             "--base is missing; name a detector's training, for example "
-            "--base=runs/papers/factored/seed_0/qat"
+            "--base=runs/interleaved_papers/factored/seed_0/qat"
         )
     gammas = FLAGS.gammas
     try:

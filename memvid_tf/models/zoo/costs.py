@@ -33,9 +33,10 @@ def task(entry: Entry, config: str):
     return configuration.load(experiment, files, ",".join(entry.settings_of(config))).task
 
 
-def costs(entry: Entry) -> list[Row]:
-    """Rows at paper scale. Takes seconds: the network is built and traced."""
-    found = task(entry, entry.config)
+def costs(entry: Entry, config: str = "") -> list[Row]:
+    """Rows of one of an entry's two configurations, by default at paper scale. Takes seconds: the
+    network is built and traced."""
+    found = task(entry, config or entry.config)
     if isinstance(found.model, InterleavedConfig):
         return _interleaved(found.model, getattr(found, "policy", None))
     if not hasattr(found, "windows"):
