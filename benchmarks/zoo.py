@@ -1,19 +1,23 @@
-r"""Builds every network of the zoo at paper scale, counts it, and exports it past the gate.
+r"""Builds every network of the zoo at paper scale, counts it, exports it past the gate, times it.
 
   python -m benchmarks.zoo --work_dir=runs/zoo
   python -m benchmarks.zoo --entries=f1_only,segmenter --output=
 
-Weights are random and ranges observed on noise: what a network costs, how large its files are and
-whether it can be exported does not depend on them. Interrupted and started again, it goes on where
-it was.
+Weights are random and ranges observed on noise: what a network costs, how large its files are, how
+long they take and whether it can be exported does not depend on them. Interrupted and started again,
+it goes on where it was; the int8 graphs are timed at the end, one after another, which takes two
+minutes and wants an idle machine.
 """
 
 import os
+import statistics
 import time
+from pathlib import Path
 
 from absl import flags
 
 from benchmarks import pages, pipeline, untrained
+from benchmarks.engines import ENGINES
 from memvid_tf import errors, files
 from memvid_tf.models import zoo
 
@@ -21,12 +25,14 @@ FLAGS = flags.FLAGS
 PRECISIONS = ("int8", "float32")
 # An empty memory adds nothing, and ranges begin with it: an average leaves that only slowly.
 MEMORY_STEPS = 16
+THREADS, RUNS, WARM_UP = 1, 30, 3
 
 
 def define_flags() -> None:
     """The flags of this program."""
     flags.DEFINE_list("entries", [], "Only some. Example: --entries=interleaved,segmenter")
     flags.DEFINE_string("work_dir", "runs/zoo", "Results of each entry. Example: runs/zoo")
+    flags.DEFINE_enum("engine", "runner", sorted(ENGINES), "What measures. Example: runner")
     flags.DEFINE_string(
         "output",
         "benchmarks/results/zoo",
@@ -95,8 +101,13 @@ def _plain(task, precision):
     return {"network": content}
 
 
-def measured(entry: zoo.Entry) -> dict:
-    """What is known of an entry once it is built: counts, bytes of its graphs, and seconds."""
+def measured(entry: zoo.Entry, folder: str) -> dict:
+    """What is known of an entry once it is built: counts, bytes of its graphs, and seconds.
+
+    Args:
+      entry: of the zoo.
+      folder: in which the int8 graphs are left, to be timed.
+    """
     from memvid_tf.models.zoo import costs
 
     start = time.monotonic()
@@ -105,7 +116,34 @@ def measured(entry: zoo.Entry) -> dict:
     for precision in PRECISIONS:
         found = graphs(entry, precision)
         sizes[precision] = {name: len(content) for name, content in found.items()}
+        if precision == "int8":
+            for name, content in found.items():
+                with files.atomic_path(graph_path(folder, name)) as path, open(path, "wb") as file:
+                    file.write(content)
     return {"costs": rows, "bytes": sizes, "seconds": time.monotonic() - start}
+
+
+def graph_path(folder: str, name: str) -> str:
+    """Where a graph of an entry is left."""
+    return os.path.join(folder, f"{name}.tflite")
+
+
+def latencies(folder: str, names, engine: str) -> dict[str, float]:
+    """Median milliseconds of the call of each graph that an ordinary frame needs, on one thread.
+
+    Args:
+      folder: of `measured`.
+      names: of the graphs.
+      engine: a name in `engines.ENGINES`.
+    """
+    from export.bundle import SIGNATURES
+
+    run, found = ENGINES[engine](), {}
+    for name in names:
+        path, (signature, *_) = Path(graph_path(folder, name)), SIGNATURES.get(name, (None,))
+        timed = run.graph(path, signature, THREADS, RUNS, WARM_UP, {})
+        found[name] = statistics.median(timed["latency_us"]) / 1e3
+    return found
 
 
 def markdown(result: dict) -> str:
@@ -119,22 +157,23 @@ def markdown(result: dict) -> str:
             f"{row['what']} {row['multiply_adds'] / 1e6:.1f}" for row in found["costs"]
         )
         size = [f"{sum(found['bytes'][precision].values()) / 1e6:.2f}" for precision in PRECISIONS]
-        graphs_of = ", ".join(found["bytes"]["int8"])
-        rows.append(
-            [name, entry.paper, entry.reported, counted, *size, graphs_of, f"{found['seconds']:.0f}"]
-        )
+        timed = ", ".join(f"{graph} {ms:.2f}" for graph, ms in found["latency_ms"].items())
+        seconds = f"{found['seconds']:.0f}"
+        rows.append([name, entry.paper, entry.reported, counted, *size, timed, seconds])
     total = sum(found["seconds"] for found in result["entries"].values())
     machine = result["provenance"]["machine"]
     header = [
         "entry", "paper", "the paper reports", "multiply-adds counted here, M", "int8, MB",
-        "float32, MB", "graphs", "seconds",
+        "float32, MB", "int8 graphs, ms", "seconds to build",
     ]  # fmt: skip
     return "\n".join(
         [
             "# The zoo at paper scale",
             "",
             f"{len(rows)} entries, each built, counted, and exported in int8 and float32; every "
-            f"graph passed the gate. Random weights. {total / 60:.0f} minutes in all. "
+            f"graph passed the gate. Random weights. {total / 60:.0f} minutes in all. Times are "
+            f"medians of {RUNS} calls on one thread, engine {result['engine']}, load "
+            f"{result['load_average']:.2f} before. "
             f"{machine['processor']}, {machine['cores']} cores, {result['provenance']['date']}.",
             "",
             tabulate(rows, header, tablefmt="github", disable_numparse=True),
@@ -147,19 +186,31 @@ def main(argv):
     if len(argv) > 1:
         raise errors.UserError(f"unexpected argument {argv[1]!r}; every option is a --flag")
     wanted = [zoo.find(name) for name in FLAGS.entries] or zoo.ENTRIES
+    from tqdm import tqdm
+
     from memvid_tf import provenance
 
     found = {}
     for number, entry in enumerate(wanted, 1):
-        path = os.path.join(FLAGS.work_dir, f"{entry.name}.json")
+        folder = os.path.join(FLAGS.work_dir, entry.name)
+        path = os.path.join(folder, "measured.json")
         title = f"[{number}/{len(wanted)}] {entry.name}"
         if not os.path.exists(path):
             print(title, flush=True)
-            files.write_json(path, measured(entry))
+            files.write_json(path, measured(entry, folder))
         else:
             print(f"{title}: there already", flush=True)
         found[entry.name] = pipeline.read(path)
-    result = {"entries": found, "provenance": provenance.describe()}
+    load_average = os.getloadavg()[0]
+    for name, entry in tqdm(found.items(), desc="timing", unit="network"):
+        names = entry["bytes"]["int8"]
+        entry["latency_ms"] = latencies(os.path.join(FLAGS.work_dir, name), names, FLAGS.engine)
+    result = {
+        "entries": found,
+        "engine": FLAGS.engine,
+        "load_average": load_average,
+        "provenance": provenance.describe(),
+    }
     pages.publish(FLAGS.output, result, markdown(result))
 
 

@@ -122,12 +122,21 @@ def test_a_page_says_how_a_ready_bundle_is_run(entry):
         assert re.search(rf"\| {mode} +\| +{score:.3f} ", shown.stdout)
 
 
-def test_an_entry_is_exported_in_both_precisions_and_its_page_says_so():
+def test_an_entry_is_exported_in_both_precisions_and_its_page_says_so(tmp_path):
     # The smallest: what an untrained network of paper scale takes is most of this test's time.
     entry = zoo.find("ssdlite_0.35")
-    found = built.measured(entry)
+    found = built.measured(entry, str(tmp_path))
     sizes = [found["bytes"][precision]["network"] for precision in built.PRECISIONS]
     assert 2.5 < sizes[1] / sizes[0] < 4  # a byte a weight for four, and the graph itself
-    provenance = {"machine": {"processor": "none", "cores": 1}, "date": "today"}
-    page = built.markdown({"entries": {entry.name: found}, "provenance": provenance})
+    found["latency_ms"] = built.latencies(str(tmp_path), found["bytes"]["int8"], "python")
+    assert found["latency_ms"].keys() == {"network"} and found["latency_ms"]["network"] > 0
+    page = built.markdown(
+        {
+            "entries": {entry.name: found},
+            "engine": "python",
+            "load_average": 0.0,
+            "provenance": {"machine": {"processor": "none", "cores": 1}, "date": "today"},
+        }
+    )
     assert "| ssdlite_0.35" in page and "a frame 204.4" in page and entry.reported in page
+    assert f"network {found['latency_ms']['network']:.2f}" in page
