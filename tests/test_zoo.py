@@ -14,6 +14,8 @@ from memvid_tf.tasks import subjects
 
 card = flagless.program("benchmarks.card")
 built = flagless.program("benchmarks.zoo")
+models = flagless.program("benchmarks.models")
+RESULTS = zoo.ROOT / "benchmarks" / "results"
 READY = [entry for entry in zoo.ENTRIES if entry.bundle]
 
 
@@ -140,3 +142,28 @@ def test_an_entry_is_exported_in_both_precisions_and_its_page_says_so(tmp_path):
     )
     assert "| ssdlite_0.35" in page and "a frame 204.4" in page and entry.reported in page
     assert f"network {found['latency_ms']['network']:.2f}" in page
+
+
+def test_every_network_has_a_page_with_what_was_measured():
+    results = models.Results(str(RESULTS))
+    assert set(models.SCORES) == {entry.name for entry in zoo.ENTRIES}
+    index = (RESULTS / "models.md").read_text(encoding="utf-8")
+    assert models.index(results) == index
+    for entry in zoo.ENTRIES:
+        page = (RESULTS / "models" / f"{entry.name}.md").read_text(encoding="utf-8")
+        assert models.page(entry, results) == page
+        assert f"[{entry.name}](models/{entry.name}.md)" in index
+        # What a reader would run is on it, and no accuracy is blank without a reason.
+        assert "python -m memvid_tf.train" in page and "not measured" not in page
+    assert models.Results(str(RESULTS)).value(
+        models.Score("mAP", "davis_float", ("modes", "9", "mean_ap"))
+    ) == "0.495"
+
+
+def test_a_page_says_what_was_not_measured(tmp_path):
+    results = models.Results(str(tmp_path))
+    page = models.page(zoo.find("segmenter"), results)
+    assert "not measured: no windows_segmenter.json" in page
+    assert "not measured: no davis_segmenter.json" in page
+    assert "not measured: python -m benchmarks.zoo" in page
+    assert "not trained on it" in models.page(zoo.find("detector"), results)
