@@ -9,6 +9,7 @@ The clips are the first test clips of a preset of the synthetic set, each of whi
 but its number. A test scores every ready bundle again and compares.
 """
 
+import contextlib
 import dataclasses
 import os
 import tempfile
@@ -29,6 +30,30 @@ def define_flags() -> None:
     flags.DEFINE_string("command", None, "The commands that made the bundle, for the reader.")
 
 
+@contextlib.contextmanager
+def preset_clips(data, preset: str, clips: int):
+    """The first test clips of a preset of the synthetic set.
+
+    Args:
+      data: `ClipConfig` of a bundle, whose frame size they get.
+      preset: of `synthetic.PRESETS`.
+      clips: how many.
+
+    Yields:
+      A `tf.data.Dataset` as of `clips.clip_dataset`, with names.
+    """
+    from memvid_tf.data import clips as reading
+    from memvid_tf.data import sharding, synthetic
+
+    config = dataclasses.replace(
+        synthetic.PRESETS[preset], train_clips=1, test_clips=clips, image_size=data.image_size[0]
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        path = os.path.join(folder, "data")
+        made = sharding.write_dataset(path, synthetic.plan(config), workers=0)[0].folder
+        yield reading.clip_dataset(data.replace(input_path=str(made), split="test"), names=True)
+
+
 def score(subject, preset: str, clips: int, modes) -> dict[str, dict[str, float]]:
     """What a bundle reaches, and what it costs, by mode.
 
@@ -42,21 +67,7 @@ def score(subject, preset: str, clips: int, modes) -> dict[str, dict[str, float]
       Of an interleaved detector mAP and the share of f0, of Patchwork mAP, or J and F, and the
       largest multiply-adds of a frame.
     """
-    from memvid_tf.data import clips as reading
-    from memvid_tf.data import sharding, synthetic
-
-    config = dataclasses.replace(
-        synthetic.PRESETS[preset],
-        train_clips=1,
-        test_clips=clips,
-        image_size=subject.data.image_size[0],
-    )
-    with tempfile.TemporaryDirectory() as folder:
-        path = os.path.join(folder, "data")
-        data = sharding.write_dataset(path, synthetic.plan(config), workers=0)[0].folder
-        stream = reading.clip_dataset(
-            subject.data.replace(input_path=str(data), split="test"), names=True
-        )
+    with preset_clips(subject.data, preset, clips) as stream:
         results = subject.score(stream.as_numpy_iterator(), subject.modes(modes))
 
     def numbers(result):

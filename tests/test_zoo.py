@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import flagless
+import numpy as np
 import pytest
 
 from memvid_tf.errors import UserError
@@ -15,6 +16,7 @@ from memvid_tf.tasks import subjects
 card = flagless.program("benchmarks.card")
 built = flagless.program("benchmarks.zoo")
 models = flagless.program("benchmarks.models")
+pictures = flagless.program("benchmarks.pictures")
 RESULTS = zoo.ROOT / "benchmarks" / "results"
 READY = [entry for entry in zoo.ENTRIES if entry.bundle]
 
@@ -142,6 +144,19 @@ def test_an_entry_is_exported_in_both_precisions_and_its_page_says_so(tmp_path):
     )
     assert "| ssdlite_0.35" in page and "a frame 204.4" in page and entry.reported in page
     assert f"network {found['latency_ms']['network']:.2f}" in page
+
+
+def test_the_picture_has_a_row_of_frames_for_each_ready_bundle():
+    rows = [pictures.seen(entry, 0) for entry in READY]
+    for row in rows:
+        assert len(row) == pictures.COLUMNS
+        # Frames follow one another.
+        assert all((a != b).any() for a, b in zip(row, row[1:]))
+        assert all(frame.dtype == np.uint8 and frame.shape == row[0].shape for frame in row)
+    sheet = pictures.sheet(rows)
+    height = sum(row[0].shape[0] + pictures.GAP_PIXELS for row in rows)
+    widest = max(row[0].shape[1] for row in rows)
+    assert sheet.shape == (height, pictures.COLUMNS * (widest + pictures.GAP_PIXELS), 3)
 
 
 def test_every_network_has_a_page_with_what_was_measured():
