@@ -94,13 +94,14 @@ SCORES: dict[str, tuple[Score, ...]] = {
     "flow_guided": (_interleaved("mAP at τ = 9", "float", "9", "flow_guided"),),
     **{
         name: (Score("mAP, f0 on every frame", "baselines", ("scores", name)),)
-        for name in (*baselines.CELLS, *baselines.LSTM)
+        for name in baselines.WITH_MEMORY
         if name != "f0_only"
     },
     **{name: (Score("mAP", "baselines", ("scores", name)),) for name in baselines.SINGLE},
     **_windows("detector"),
     **_windows("segmenter"),
 }
+SCORES["interleaved_bottleneck_conv_lstm"] = SCORES[baselines.BOTTLENECK]
 SCORES["segmenter"] += tuple(
     _davis(metric, "davis_segmenter", "full", metric.lower(), "mean") for metric in "JF"
 )

@@ -6,6 +6,8 @@ from official.core import task_factory
 
 import memvid_tf  # noqa: F401  (before TensorFlow)
 from benchmarks import claims, pipeline
+from memvid_tf.models import zoo
+from memvid_tf.models.zoo import costs
 from memvid_tf.tasks import configuration, training  # noqa: F401  (registers the experiments)
 
 baselines = flagless.program("benchmarks.baselines")
@@ -39,7 +41,7 @@ def test_every_training_is_one_that_the_program_takes(run):
         if phase.name in baselines.SINGLE:
             assert seen == baselines.FRAMES
             widths[phase.name] = task.model.depth_multiplier
-        elif phase.name in (*baselines.CELLS, *baselines.LSTM):
+        else:
             # f1 gets one frame of each clip.
             assert seen - data.global_batch_size == baselines.FRAMES and task.f0_probability == 1
             widths[phase.name] = task.model.depth_multiplier_f0
@@ -64,6 +66,12 @@ def test_every_training_is_one_that_the_program_takes(run):
     assert baselines.STEPS["narrowest"] * baselines.FRAMES == pytest.approx(seen)
 
 
+def test_the_bottleneck_lstm_has_one_twin():
+    names = ("interleaved_bottleneck_conv_lstm", baselines.BOTTLENECK)
+    models = [costs.task(entry, entry.tiny).model for entry in map(zoo.find, names)]
+    assert models[0] == models[1]
+
+
 @pytest.mark.parametrize("name", ["ssdlite_0.35", "ssdlite_lstm_0.35"])
 def test_twins_can_be_built(run, name):
     step = run.training(name)
@@ -74,12 +82,12 @@ def test_twins_can_be_built(run, name):
 
 
 def test_every_claim_is_about_something_that_is_scored_and_counted():
-    names = (*baselines.CELLS, *baselines.LSTM, *baselines.SINGLE)
+    names = (*baselines.WITH_MEMORY, *baselines.SINGLE)
     keys = [*names, *(f"interleaved:{mode}" for mode in baselines.INTERLEAVED)]
-    costs = baselines.costs_of()
-    assert set(costs) == set(keys)
+    counted = baselines.costs_of()
+    assert set(counted) == set(keys)
     for name in baselines.FRONTIER.values():
-        assert all(costs[a] > costs[b] for a, b in zip(name, name[1:]))
+        assert all(counted[a] > counted[b] for a, b in zip(name, name[1:]))
     # Later keys score higher, so that a difference has a sign.
     scores = {key: number / 100 for number, key in enumerate(keys)}
     rows = claims.judged(baselines.CLAIMS, [scores, scores])
@@ -95,7 +103,7 @@ def test_every_claim_is_about_something_that_is_scored_and_counted():
         "test_clips": 60,
         "scores": {key: claims.spread([value]) for key, value in scores.items()},
         "claims": rows,
-        "costs": costs,
+        "costs": counted,
         "provenance": {"machine": {"processor": "none"}, "date": "today"},
     }
     page = baselines.markdown(result, "results/some")
