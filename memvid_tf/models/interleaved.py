@@ -2,7 +2,8 @@
 
 A large extractor f0 and a small one f1 take turns on the frames. What they see meets in one memory,
 a grouped convolutional LSTM, and SSDLite predicts from the memory's output on every frame. Only f0
-writes to the memory (LFS 3.2). The cells that LFS table 1 compares it with can take its place.
+writes to the memory (LFS 3.2). The cells that LFS table 1 compares it with can take its place, and
+so can the flow-guided features of LFS table 2.
 
 Differs from the paper: frames are scaled to [-1, 127/128], not [-1, 1], so that the int8 frame is
 the uint8 frame with its top bit flipped. The last bottleneck of each backbone ends in ReLU6, as in
@@ -20,6 +21,7 @@ from memvid_tf.detection.anchors import AnchorSpec, make_anchors
 from memvid_tf.layers.conv import BatchNorm
 from memvid_tf.layers.conv_lstm import CELLS, EXTRACTORS, State, check_extractor
 from memvid_tf.layers.fake_quant import Scheme, quantize
+from memvid_tf.layers.flow import GUIDED, FlowState
 from memvid_tf.layers.recurrent import RIVALS, HiddenState, SharedCell
 from memvid_tf.models.mobilenet_v2 import BACKBONES, MobileNetV2, scaled
 from memvid_tf.models.ssdlite import SSDLite, map_sizes
@@ -49,10 +51,10 @@ class InterleavedConfig(hyperparams.Config):
       min_depth: least number of channels of a backbone's layer; 8 gives the multiply-adds of f1
         in LFS table 2 within 2 %, 16, which the single-frame rows of that table need, misses by 19 %
         (benchmarks/results/costs.md).
-      cell: the memory, a key of `conv_lstm.CELLS` or of `recurrent.RIVALS`. All can be exported but
-        "paper", which has weights on h of its own for each extractor.
-      state_channels: channels of each tensor of the state.
-      groups: groups of the memory; the rivals have none.
+      cell: the memory, a key of `conv_lstm.CELLS`, `recurrent.RIVALS` or `flow.GUIDED`. All can be
+        exported but "paper", which has weights on h of its own for each extractor.
+      state_channels: channels of each tensor of the state; of `flow.GUIDED` those of h.
+      groups: groups of the memory; only those of `conv_lstm.CELLS` have any.
       maps: feature maps of SSDLite.
       head_depth: channels of every map at the predictor.
       anchors: the default boxes.
@@ -116,7 +118,7 @@ class InterleavedDetector(tf_keras.Model):
         self.config = config
         check(config)
         scheme = chosen("model.quantization", config.quantization, QUANTIZATIONS)
-        cell = chosen("model.cell", config.cell, CELLS | RIVALS)
+        cell = chosen("model.cell", config.cell, CELLS | RIVALS | GUIDED)
         stages = chosen("model.backbone", config.backbone, BACKBONES)
         self.norm = BatchNorm(config.norm_momentum)
         # Both extractors quantize their frame with the range of the image, which is fixed.
@@ -145,8 +147,10 @@ class InterleavedDetector(tf_keras.Model):
                 "(use sides that are multiples of 32 and shrink 2)"
             )
         self.map_size = sizes["f0"]
-        if config.cell in RIVALS:
-            depth = self.extractors["f0"].depth
+        depth = self.extractors["f0"].depth
+        if config.cell in GUIDED:
+            self.memory = cell(config.state_channels, depth, scheme, name="memory")
+        elif config.cell in RIVALS:
             rival = cell(config.state_channels, scheme, name="cell")
             self.memory = SharedCell(rival, depth, scheme, name="memory")
         else:
@@ -207,11 +211,11 @@ class InterleavedDetector(tf_keras.Model):
         x = self.extractors[check_extractor(extractor)](x, training=training)
         return self.memory.adapt(x, extractor, training=training)
 
-    def initial_state(self, batch) -> State | HiddenState:
-        """The empty memory: zeros, [batch, H, W, state_channels] each."""
+    def initial_state(self, batch) -> State | HiddenState | FlowState:
+        """The empty memory: zeros of `map_size`."""
         return self.memory.initial_state(batch, *self.map_size)
 
-    def step(self, features, state: State | HiddenState, extractor: str, training=False):
+    def step(self, features, state, extractor: str, training=False):
         """One step of the memory; see `GroupedCell.call`. The caller decides which state to keep."""
         return self.memory(features, state, extractor, training=training)
 

@@ -1,7 +1,8 @@
 """Training and validation of the interleaved detector (LFS 3.3).
 
 A step unrolls a clip in which each frame goes to a random extractor. The draw is made for the whole
-batch, so that only the extractor that was picked is computed.
+batch, so that only the extractor that was picked is computed. Where frames of f1 only read the
+memory, the first frame is f0's: of an empty memory they have nothing to say.
 """
 
 import dataclasses
@@ -42,13 +43,14 @@ class InterleavedTaskConfig(ClipTaskConfig):
     backbone_weights_f1: str = ""
 
 
-def sample_schedule(steps: int, probability: float, seed):
+def sample_schedule(steps: int, probability: float, seed, f0_first: bool = False):
     """Draws which extractor sees which frame of a clip.
 
     Args:
       steps: frames of the clip, at least two.
       probability: of f0 on each frame.
       seed: [2] int32; the draw is a pure function of it.
+      f0_first: whether f0 sees the first frame whatever is drawn.
 
     Returns:
       Ascending times of f0 and of f1, [n0] and [n1] int32, neither empty, n0 + n1 = steps.
@@ -57,6 +59,8 @@ def sample_schedule(steps: int, probability: float, seed):
     # Picking the n0 smallest draws is the same as comparing each with the probability, except that
     # n0 can be kept away from 0 and from `steps`: an extractor needs a batch to normalise.
     count = tf.clip_by_value(tf.reduce_sum(tf.cast(draws < probability, tf.int32)), 1, steps - 1)
+    if f0_first:
+        draws = tf.concat([[-1.0], draws[1:]], 0)
     order = tf.argsort(draws)
     return tf.sort(order[:count]), tf.sort(order[count:])
 
@@ -110,7 +114,10 @@ class InterleavedTask(ClipTask):
     def forward(self, inputs, model, step):
         config = self.task_config
         f0_steps, f1_steps = sample_schedule(
-            inputs["frames"].shape[1], config.f0_probability, tf.stack([config.seed, step])
+            inputs["frames"].shape[1],
+            config.f0_probability,
+            tf.stack([config.seed, step]),
+            f0_first=model.memory.f1_only_reads,
         )
         outputs = model(inputs["frames"], f0_steps, f1_steps, training=True)
         return self.objective.loss(outputs, inputs)
