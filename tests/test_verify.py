@@ -106,7 +106,7 @@ class Simulated:
 
     def step(self, features, state, extractor):
         stored = getattr(self, "_kept", state)
-        *heads, written = self._network.step_stored(self._stored, stored)
+        *heads, written = self._network.step_stored(self._stored, stored, extractor)
         self._kept = stored if self.forgets else written
         names = ("box_encodings", "class_logits", "c_next", "h_next")
         real = [self._given(n, self._real[n](x)) for n, x in zip(names, (*heads, *written))]
