@@ -101,9 +101,11 @@ def test_the_float_network_of_a_quantized_training():
     assert load("float32").manifest.config["task"]["model"]["quantization"] == "none"
 
 
-@pytest.mark.parametrize("precision", PRECISIONS)
-def test_goldens_replay(precision):
-    bundle = load(precision)
+@pytest.mark.parametrize(
+    "precision, cell", [*((p, "factored") for p in PRECISIONS), ("int8", "flow_guided")]
+)
+def test_goldens_replay(precision, cell):
+    bundle = load(precision, cell)
     calls = graphs(bundle)
     assert {(g.graph, g.signature) for g in bundle.manifest.golden} == set(calls)
     for golden in bundle.manifest.golden:

@@ -1,14 +1,23 @@
-"""Flow-guided features against a bilinear sampler and the equations of `layers/flow.py`, in loops."""
+"""Flow-guided features against a bilinear sampler and the equations of `layers/flow.py`, in loops.
+
+That they train, are exported and run as the other memories do is tested where those are.
+"""
+
+import dataclasses
+import re
 
 import numpy as np
 import pytest
 import reference
 import tensorflow as tf
 import tf_keras
+import tiny_run
 from test_recurrent import gru_step, weights
 
 from memvid_tf.layers.fake_quant import Scheme
 from memvid_tf.layers.flow import FLOW_CHANNELS, FlowGuidedCell, FlowState, Warp
+from memvid_tf.runtime.bundle import Bundle
+from memvid_tf.runtime.manifest import BundleError
 from memvid_tf.tasks.detection import sample_schedule
 
 MAP = (4, 6)
@@ -251,3 +260,42 @@ def test_a_clip_may_have_to_begin_with_f0():
         assert len(drawn) == len(f0)  # as often as without
         firsts.add(int(drawn[0]))
     assert len(firsts) > 1
+
+
+# Bundles.
+
+
+@pytest.mark.slow
+def test_a_mode_in_which_f1_writes_is_refused(capfd):
+    bundle = tiny_run.rival_bundle("int8", "flow_guided")
+    capfd.readouterr()
+    assert tiny_run.program("memvid_tf.evaluate", bundle=bundle, modes="2+update") == 2
+    lines = [line for line in capfd.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert lines == [
+        "error: mode '2+update': frames of f1 only read the memory of this network; leave "
+        "'+update' out"
+    ]
+
+
+@pytest.mark.slow
+def test_a_manifest_does_not_contradict_the_call_that_only_reads():
+    manifest = Bundle.load(tiny_run.rival_bundle("int8", "flow_guided")).manifest
+    assert manifest.calls["f1"] == ("f1/serving_default", "memory/read")
+    read = manifest.signature("memory/read")
+    assert set(read.outputs) == {"box_encodings", "class_logits"}
+
+    def with_head(**changes):
+        head = dataclasses.replace(read.outputs["class_logits"], **changes)
+        other = dataclasses.replace(read, outputs=read.outputs | {"class_logits": head})
+        memory = manifest.graphs["memory"]
+        memory = dataclasses.replace(memory, signatures=memory.signatures | {"read": other})
+        return {"graphs": manifest.graphs | {"memory": memory}}
+
+    called = manifest.calls | {"f1": ("f1/serving_default", "memory/update")}
+    for changes, message in (
+        ({"updates_state": {"f0": True, "f1": True}}, "updates_state.f1 is True, wanted false"),
+        ({"calls": called}, "calls.f1 is ('f1/serving_default', 'memory/update'), wanted "),
+        (with_head(scale=0.5), "scale of the consumer is "),
+    ):
+        with pytest.raises(BundleError, match=re.escape(message)):
+            dataclasses.replace(manifest, **changes).validate()

@@ -27,8 +27,9 @@ with s_{-1} = 1 and s_{2R} = 0, which also is the bound: flow beyond R is R.
 
 Differs from Zhu et al.: two frames are compared by their features, each encoded alone, and not as
 images one upon the other, so that the key frame's are computed once; they come from the detector's
-f0. The flow has the resolution of the features, is bounded, and is trained by the detections alone.
-Their GRU has two layers and tanh, this one is `recurrent.ConvGRU`.
+f0. The flow has the resolution of the features and is bounded. It is trained by the detections and,
+with `flow_weight` of the task, by the tracks of objects (`detection.flow_loss`), where theirs
+learns from labelled flow first. The GRU is `recurrent.ConvGRU`, whose kernels are separable.
 """
 
 from typing import NamedTuple
@@ -42,10 +43,9 @@ from memvid_tf.layers.conv_lstm import check_extractor
 from memvid_tf.layers.fake_quant import FLOW_RANGE, RELU6_RANGE, Scheme, quantize
 from memvid_tf.layers.recurrent import ConvGRU, HiddenState
 
-# R: within the τ frames between two key frames nothing moves farther. A larger one costs (2R + 1)²
-# products with a map.
+# R, 64 px of a frame at paper scale. A warp costs (2R + 1)² products with a map.
 LARGEST_FLOW = round(-FLOW_RANGE[0])
-# Channels of an encoding and of the flow's layers: at paper scale they cost 4 % of a frame of f1.
+# Channels of an encoding and of the flow's layers: at paper scale they cost 6 % of a frame of f1.
 FLOW_CHANNELS = 64
 FLOW_LAYERS = 2
 # Where s_k is on its bounds it has no gradient, so flow must not begin as exactly zero, and a small
@@ -214,6 +214,11 @@ class FlowGuidedCell(tf_keras.layers.Layer):
         for layer in self.flow_layers:
             y = layer(y, training=training)
         return self.flow_output(y, training=training)
+
+    def flow_of(self, features, state: FlowState):
+        """The flow that a step with these arguments follows, for a loss: see `flow`, `call`."""
+        x, key = (self.gru.state_range(t) for t in (features, state.key))
+        return self.flow(self.encoding(x), key)
 
     def call(self, features, state: FlowState, extractor: str, training=False):
         """See `GroupedCell.call`; the output is [B, H, W, channels] in [0, 6].

@@ -11,6 +11,8 @@ the predecessor's quantized networks.
 """
 
 import dataclasses
+from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -229,10 +231,11 @@ class InterleavedDetector(tf_keras.Model):
         Returns:
           As `SSDLite.call`, with shapes [B, T, A, ·].
         """
-        merged, in_time = self.remember(frames, f0_steps, f1_steps, training)
-        return {name: in_time(p) for name, p in self.detect(merged, training).items()}
+        found = self.remember(frames, f0_steps, f1_steps, training)
+        predictions = self.detect(found.outputs, training)
+        return {name: found.in_time(p) for name, p in predictions.items()}
 
-    def remember(self, frames, f0_steps=None, f1_steps=None, training=False):
+    def remember(self, frames, f0_steps=None, f1_steps=None, training=False) -> "Recollection":
         """Runs extractors and memory over a clip.
 
         Each extractor runs on its own frames alone, all of them in one batch. Since f1 leaves the
@@ -244,10 +247,6 @@ class InterleavedDetector(tf_keras.Model):
           f1_steps: [n1] int32, the other times; by default all but 0. One of the two may be empty
             if its shape is static.
           training: whether observers and batch statistics are updated.
-
-        Returns:
-          The memory's outputs, [T·B, H, W, C] in the order in which they were computed, and a
-          function that brings [T·B, ...] made of them into [B, T, ...], in the clip's order.
         """
         if f0_steps is None:
             f0_steps, f1_steps = tf.constant([0]), tf.range(1, frames.shape[1])
@@ -259,7 +258,7 @@ class InterleavedDetector(tf_keras.Model):
             features = self.extract(self.preprocess(chosen, extractor), extractor, training)
             return tf.reshape(features, [-1, batch, *features.shape[1:]])
 
-        outputs = []
+        outputs, features, read = [], None, None
         states = tf.nest.map_structure(lambda x: x[tf.newaxis], self.initial_state(batch))
         # Convolutions of an empty batch fail on CPUs (oneDNN gives the wrong shape).
         if f0_steps.shape[0] != 0:
@@ -280,7 +279,7 @@ class InterleavedDetector(tf_keras.Model):
             p = tf.gather(tf.reshape(p, [-1, batch, *p.shape[1:]]), order)
             return tf.transpose(p, [1, 0, *range(2, len(p.shape))])
 
-        return merged, in_time
+        return Recollection(merged, in_time, features, read)
 
     def _roll(self, features, training):
         """Runs the memory over f0's frames.
@@ -307,6 +306,22 @@ class InterleavedDetector(tf_keras.Model):
             lambda t, *_: t < steps, body, (0, state, outputs, states)
         )
         return outputs.stack(), type(state)(*(array.stack() for array in states))
+
+
+class Recollection(NamedTuple):
+    """A clip that went through extractors and memory.
+
+    Attributes:
+      outputs: of the memory, [T·B, H, W, C] in the order in which they were computed.
+      in_time: brings [T·B, ...] made of them into [B, T, ...], in the clip's order.
+      f1_features: [n1·B, H, W, C] float32 of the frames of f1, frame by frame; None without any.
+      f1_states: [n1·B, ...] each, the state that every one of them read.
+    """
+
+    outputs: tf.Tensor
+    in_time: Callable[[tf.Tensor], tf.Tensor]
+    f1_features: tf.Tensor | None
+    f1_states: tuple | None
 
 
 def _merge(x):
