@@ -68,7 +68,7 @@ def timing(mode: str, threads: int, latencies: streaming.Latencies, f0_share: fl
     """
     policy = (latencies.policy_ms or 0.0) if mode.startswith("adaptive") else 0.0
     small, large = (
-        latencies.extract_ms[name][0] + latencies.memory_ms + policy for name in ("f1", "f0")
+        latencies.extract_ms[name][0] + latencies.memory_ms[name] + policy for name in ("f1", "f0")
     )
     if mode.endswith(WORKER) or mode.startswith(WORKER):
         return Option(mode, threads, small, small, small)

@@ -23,16 +23,11 @@ GOLDEN_FOLDER = "golden"
 GOLDEN_SEED = 1903  # any fixed number: goldens must not change from one export to the next
 
 HEADS = ("box_encodings", "class_logits")
-POST_EDGES = tuple((f"memory/step/{name}", f"post/{graphs.SERVING}/{name}") for name in HEADS)
-CALLS = {
-    "f0": (f"f0/{graphs.SERVING}", "memory/step"),
-    "f1": (f"f1/{graphs.SERVING}", "memory/step"),
-    "update": (f"f0/{graphs.SERVING}", "memory/update"),
-    "post": (f"post/{graphs.SERVING}",),
-}
+POST_CALL = (f"post/{graphs.SERVING}",)
 POLICY_CALL = (f"policy/{graphs.SERVING}",)
-# Of graphs with more than one. The first does all that an ordinary frame needs.
-SIGNATURES = {"memory": ("step", "update"), "body": ("window", "full")}
+# Of graphs with more than one, those that there can be. The first does all that an ordinary frame
+# needs.
+SIGNATURES = {"memory": ("step", "update", "read"), "body": ("window", "full")}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,7 +75,7 @@ def convert_graphs(trained: Trained, options: Options) -> dict[str, bytes]:
         model, gate.tensor_info(flatbuffers["memory"], "step").outputs, options
     )
     violations = gate.check_post_processing("post", flatbuffers["post"])
-    violations += gate.check_edges(flatbuffers, POST_EDGES)
+    violations += gate.check_edges(flatbuffers, _post_edges(model))
     if violations:
         raise gate.GateError(violations)
     return flatbuffers
@@ -106,7 +101,25 @@ def post_processing(model, heads: Mapping[str, gate.TensorInfo], options: Option
 def _tensor_edges(trained: Trained) -> tuple[tuple[str, str], ...]:
     """Edges between the graphs in front of the post-processing."""
     policy_edges = () if trained.policy is None else graphs.POLICY_EDGES
-    return graphs.EDGES + graphs.state_edges(trained.model) + policy_edges
+    return graphs.memory_edges(trained.model) + policy_edges
+
+
+def _post_edges(model) -> tuple[tuple[str, str], ...]:
+    return tuple(
+        (f"memory/{signature}/{name}", f"{POST_CALL[0]}/{name}")
+        for signature in dict.fromkeys(("step", graphs.f1_signature(model)))
+        for name in HEADS
+    )
+
+
+def _calls(trained: Trained) -> dict[str, tuple[str, ...]]:
+    calls = {
+        "f0": (f"f0/{graphs.SERVING}", "memory/step"),
+        "f1": (f"f1/{graphs.SERVING}", f"memory/{graphs.f1_signature(trained.model)}"),
+        "update": (f"f0/{graphs.SERVING}", "memory/update"),
+        "post": POST_CALL,
+    }
+    return calls if trained.policy is None else {**calls, "policy": POLICY_CALL}
 
 
 def check_observed(network: tf.Module) -> None:
@@ -216,8 +229,8 @@ def _manifest(trained, options, flatbuffers, name) -> schema.Manifest:
         ),
         graphs=specs,
         state=tuple(_state_spec(*names, step) for names in graphs.state_names(model)),
-        edges=_tensor_edges(trained) + POST_EDGES,
-        calls=CALLS if policy is None else {**CALLS, "policy": POLICY_CALL},
+        edges=_tensor_edges(trained) + _post_edges(model),
+        calls=_calls(trained),
         golden=(),
         updates_state={"f0": True, "f1": False},
         anchors=tuple(tuple(float(x) for x in anchor) for anchor in model.anchors),
@@ -237,7 +250,8 @@ def graph_spec(name: str, flatbuffer: bytes) -> schema.GraphSpec:
             for key, t in tensors.items()
         }
 
-    names = SIGNATURES.get(name, (graphs.SERVING,))
+    known = SIGNATURES.get(name, (graphs.SERVING,))
+    names = sorted(gate.signatures(flatbuffer), key=known.index)
     infos = {signature: gate.tensor_info(flatbuffer, signature) for signature in names}
     # Post-processing has no kernels to count.
     costs = {n: None if name == "post" else gate.count(flatbuffer, n) for n in names}
@@ -268,21 +282,26 @@ def _state_spec(name: str, output: str, step: schema.SignatureSpec) -> schema.St
 def _record_goldens(recorder: "Recorder", manifest: schema.Manifest) -> None:
     """Runs a random frame through every call and records what went in and came out.
 
-    The memory has seen f0's features when its calls are recorded on f1's, so that none of its
-    inputs is constant.
+    The memory has seen f0's features when its calls are recorded, so that none of its inputs is
+    constant; on f1's, where the call takes them.
     """
     rng = np.random.default_rng(GOLDEN_SEED)
     state = {s.input: np.full(s.shape, s.initial, s.dtype) for s in manifest.state}
     features = {}
+    calls = manifest.calls
     for extractor in ("f0", "f1"):
-        call = CALLS[extractor][0]
+        call = calls[extractor][0]
         image = random_image(rng, manifest.tensor(f"{call}/image", "inputs"))
         features[extractor] = recorder.record(call, {"image": image})
-    seen = recorder.run("memory/step", {**features["f0"], **state})
+    (_, step), (_, on_f1), (_, update) = (calls[name] for name in ("f0", "f1", "update"))
+    seen = recorder.run(step, {**features["f0"], **state})
     state = {s.input: seen[s.output] for s in manifest.state}
-    recorder.record("memory/update", {**features["f1"], **state})
-    outputs = recorder.record("memory/step", {**features["f1"], **state})
-    recorder.record(CALLS["post"][0], {name: outputs[name] for name in HEADS})
+    written_on = features["f1" if step == on_f1 else "f0"]
+    recorder.record(update, {**written_on, **state})
+    outputs = recorder.record(step, {**written_on, **state})
+    if step != on_f1:
+        recorder.record(on_f1, {**features["f1"], **state})
+    recorder.record(calls["post"][0], {name: outputs[name] for name in HEADS})
     if manifest.policy is not None:
         after = {s.input: outputs[s.output] for s in manifest.state}
         before = {f"{name}_before": tensor for name, tensor in state.items()}

@@ -237,6 +237,15 @@ def check_edge(
     return [Violation(graph, signature, "", tensor, what, hint)]
 
 
+def signatures(model: bytes) -> list[str]:
+    """The names of a graph's signatures, sorted.
+
+    Raises:
+      ValueError: if the bytes are no `.tflite` file.
+    """
+    return sorted(_text(item.signatureKey) for item in _parse(model).signatureDefs or [])
+
+
 def tensor_info(model: bytes, signature: str) -> SignatureInfo:
     """Names, shapes, types, scales and zero points of a signature's inputs and outputs.
 

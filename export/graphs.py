@@ -2,8 +2,9 @@
 
 f0 and f1 turn a frame into features. `memory` has two signatures that share their weights: `step`
 takes features and state to predictions and the next state; `update` leaves the predictions out,
-for the asynchronous worker whose frame is shown by f1 anyway. `policy`, where there is one, reads the
-state after and before a frame.
+for the asynchronous worker whose frame is shown by f1 anyway. Where a frame of f1 takes another
+computation, which only reads the state, a third signature, `read`, is that. `policy`, where there is
+one, reads the state after and before a frame.
 """
 
 from collections.abc import Mapping
@@ -18,12 +19,6 @@ from memvid_tf.models.policy import Policy
 
 SERVING = "serving_default"
 
-# Producer and consumer of every tensor that crosses from one graph to another.
-EDGES = tuple(
-    (f"{extractor}/{SERVING}/features", f"memory/{signature}/features")
-    for extractor, signatures in (("f0", ("step", "update")), ("f1", ("step",)))
-    for signature in signatures
-)
 BEFORE = tuple(f"{name}_before" for name in State._fields)
 POLICY_EDGES = tuple(
     (f"memory/{producer}/{name}_next", f"policy/{SERVING}/{consumer}")
@@ -50,12 +45,23 @@ def state_names(model: InterleavedDetector) -> tuple[tuple[str, str], ...]:
     return tuple((name, f"{name}_next") for name in model.initial_state(1)._fields)
 
 
-def state_edges(model: InterleavedDetector) -> tuple[tuple[str, str], ...]:
-    """As `EDGES`, of the state that goes from frame to frame."""
-    return tuple(
+def f1_signature(model: InterleavedDetector) -> str:
+    """The memory's signature that a frame of f1 takes."""
+    return "read" if model.memory.f1_only_reads else "step"
+
+
+def memory_edges(model: InterleavedDetector) -> tuple[tuple[str, str], ...]:
+    """Producer and consumer of every tensor that the memory gets: features, and the state that goes
+    from frame to frame."""
+    on_f1 = f1_signature(model)
+    features = tuple(
+        (f"{extractor}/{SERVING}/features", f"memory/{signature}/features")
+        for extractor, signature in (("f0", "step"), ("f0", "update"), ("f1", on_f1))
+    )
+    return features + tuple(
         (f"memory/{producer}/{output}", f"memory/{consumer}/{name}")
         for producer in ("step", "update")
-        for consumer in ("step", "update")
+        for consumer in dict.fromkeys(("step", "update", on_f1))
         for name, output in state_names(model)
     )
 
@@ -98,10 +104,10 @@ def interleaved(model: InterleavedDetector) -> dict[str, Graph]:
         for name, tensor in {**traced.structured_outputs, **empty._asdict()}.items()
     ]
 
-    def step(features, state):
-        # Every extractor's features enter the same graph: "f0" only names the weights, which these
-        # cells do not distinguish.
-        output, after = model.step(features, type(empty)(*state), "f0")
+    def step(features, state, extractor="f0"):
+        # Where there is no signature for frames of f1, their features enter this one: "f0" only
+        # names the weights, which those cells do not distinguish.
+        output, after = model.step(features, type(empty)(*state), extractor)
         return output, {name: tensor for (_, name), tensor in zip(names, after)}
 
     @tf.function(input_signature=map_spec)
@@ -113,8 +119,14 @@ def interleaved(model: InterleavedDetector) -> dict[str, Graph]:
     def update_signature(features, *state):
         return step(features, state)[1]
 
-    memory = Graph(module, {"step": step_signature, "update": update_signature})
-    return {**extractors, "memory": memory}
+    @tf.function(input_signature=map_spec)
+    def read_signature(features, *state):
+        return model.detect(step(features, state, "f1")[0])
+
+    signatures = {"step": step_signature, "update": update_signature, "read": read_signature}
+    if f1_signature(model) != "read":
+        del signatures["read"]
+    return {**extractors, "memory": Graph(module, signatures)}
 
 
 def policy_graph(model: InterleavedDetector, policy: Policy) -> Graph:

@@ -81,7 +81,9 @@ def drift(trained: Trained, bundle: Bundle, frames, *, advance=lambda n: None) -
     for number, frame in enumerate(frames, start=1):
         features = expected.extract(frame[None], "f0"), actual.extract(frame[None], "f0")
         boxes, logits, state = expected.step(features[0], states[0], "f0")
-        stored_boxes, stored_logits, stored_state = actual.step_stored(features[1][0], states[1][0])
+        stored_boxes, stored_logits, stored_state = actual.step_stored(
+            features[1][0], states[1][0], "f0"
+        )
         states = state, [stored_state]
         if number in DRIFT_FRAMES:
             pairs = dict(

@@ -99,8 +99,8 @@ def test_state_is_in_the_manifests_order_and_explicit():
     assert c is not h and (c == -128).all() and c.dtype == np.int8
     image = detector.prepare(tiny_bundle.frames(1)[0]).f0
     features = detector.extract("f0", image)
-    *heads, after = detector.step(features, state, update_state=True)
-    *same_heads, kept = detector.step(features, state, update_state=False)
+    *heads, after = detector.step(features, state, "f0", update_state=True)
+    *same_heads, kept = detector.step(features, state, "f0", update_state=False)
     assert kept is state and (c == -128).all()
     assert_same(heads, same_heads)
     step = Loop("int8").runners["memory"](features=features, c=c, h=h)
@@ -211,8 +211,8 @@ class Tape:
         self.events.append(f"{extractor} {image}")
         return image
 
-    def step(self, features, state, update_state):
-        assert not update_state
+    def step(self, features, state, extractor, update_state):
+        assert extractor == "f1" and not update_state
         self.events.append(f"step {features} on {state}")
         return features, state, state
 

@@ -51,7 +51,9 @@ def test_the_example_in_c_equals_the_python_runtime(program, bundle):
         extractor = schedule.pick(index)
         image = getattr(detector.prepare(frame), extractor)
         features = detector.extract(extractor, image)
-        *heads, state = detector.step(features, state, detector.updates_state[extractor])
+        *heads, state = detector.step(
+            features, state, extractor, detector.updates_state[extractor]
+        )
         found = post(**dict(zip(HEADS, heads)))
         wanted += [*heads, *(found[name] for name in ("boxes", "scores", "classes", "count"))]
     assert len({array.tobytes() for array in wanted[:: len(wanted) // FRAMES]}) == FRAMES

@@ -11,6 +11,7 @@ import tensorflow as tf
 
 import memvid_tf  # noqa: F401  (before TensorFlow)
 from memvid_tf.layers.conv_lstm import State
+from memvid_tf.layers.flow import GUIDED
 from memvid_tf.layers.recurrent import RIVALS
 from memvid_tf.models import interleaved
 from memvid_tf.models.interleaved import AnchorConfig, InterleavedConfig, InterleavedDetector
@@ -90,7 +91,7 @@ def test_the_unrolled_call_equals_streaming(model, f0_steps):
     unrolls_as_it_streams(model, f0_steps)
 
 
-@pytest.mark.parametrize("cell", RIVALS)
+@pytest.mark.parametrize("cell", [*RIVALS, *GUIDED])
 def test_a_network_with_a_rival_unrolls_as_it_streams(cell):
     model = network(cell=cell)
     for f0_steps in ([0, 3], [2]):
@@ -196,7 +197,7 @@ def test_gradients_flow_through_the_memory_from_f1_to_f0_but_not_back():
     assert gradient(model, frames, [1, 3], 3, "f1") == 0.0  # f1 never writes the state
 
 
-@pytest.mark.parametrize("cell", ["factored", *RIVALS])
+@pytest.mark.parametrize("cell", ["factored", *RIVALS, *GUIDED])
 def test_training_moves_every_statistic_and_trains_every_weight(cell):
     model = network(seed=2, cell=cell)
     before = {v.name: v.numpy() for v in model.non_trainable_variables}

@@ -15,7 +15,7 @@ from memvid_tf.evaluation.streaming import Latencies
 
 plan = flagless.program("benchmarks.plan")
 ROOT = Path(__file__).parents[1]
-LATENCIES = Latencies({"f0": [30.0], "f1": [4.0]}, memory_ms=1.0, update_ms=0.5, policy_ms=0.25)
+LATENCIES = Latencies({"f0": [30.0], "f1": [4.0]}, {"f0": 1.0, "f1": 1.0}, 0.5, 0.25)
 
 
 def option(mode, mean, worst, accuracy, threads=1):

@@ -26,6 +26,7 @@ class Arithmetic:
     """
 
     policy = None
+    f1_only_reads = False
 
     def __init__(self):
         self.extracted = []
@@ -96,6 +97,14 @@ def test_one_extractor_after_the_other(word):
     assert_same(roll(Arithmetic(), frames, word), wanted)
 
 
+def test_a_memory_that_f1_only_reads_is_not_written_by_it():
+    network = Arithmetic()
+    network.f1_only_reads = True
+    assert_same(roll(network, clips(), "2"), roll(Arithmetic(), clips(), "2"))
+    with pytest.raises(UserError, match=r"mode '2\+update': frames of f1 only read the memory"):
+        roll(network, clips(), "2+update")
+
+
 def test_the_modes_differ():
     """Otherwise the comparison with the loop proves nothing."""
     words = [*IN_TURN, "async1", "async2"]
@@ -153,8 +162,14 @@ def test_what_is_no_mode(word):
     assert repr(word.removeprefix("async")) in str(caught.value) or repr(word) in str(caught.value)
 
 
-def bundle(precision, f1_updates=False):
-    found = Bundle.load(tiny_run.bundle(precision))
+KINDS = ("int8", "float32", "flow_guided")
+
+
+def bundle(kind, f1_updates=False):
+    """Of a precision, or of the cell whose memory f1 only reads."""
+    if kind == "flow_guided":
+        return Bundle.load(tiny_run.rival_bundle("int8", kind))
+    found = Bundle.load(tiny_run.bundle(kind))
     states = {"f0": True, "f1": f1_updates}
     return dataclasses.replace(
         found, manifest=dataclasses.replace(found.manifest, updates_state=states)
@@ -188,20 +203,21 @@ class Recorder(InterleavedDetector):
 
 # The first test to run trains and exports the miniature networks.
 @pytest.mark.slow
-@pytest.mark.parametrize("precision", ["int8", "float32"])
-def test_synchronous_modes_are_those_of_the_runtime(precision):
+@pytest.mark.parametrize("kind", KINDS)
+def test_synchronous_modes_are_those_of_the_runtime(kind):
     frames = tiny_run.frames(FRAMES)
     seen = set()
-    for word, tau, f1_updates in (
-        ("f0", 0, False), ("f1", None, False), ("1", 1, False), ("2", 2, False), ("2", 2, True)
-    ):  # fmt: skip
-        detector = Recorder(bundle(precision, f1_updates))
+    modes = [("f0", 0, False), ("f1", None, False), ("1", 1, False), ("2", 2, False)]
+    if kind != "flow_guided":
+        modes.append(("2", 2, True))
+    for word, tau, f1_updates in modes:
+        detector = Recorder(bundle(kind, f1_updates))
         results = list(SyncRunner(detector, FixedSchedule(tau)).run(iter(frames[0])))
         assert len(results) == FRAMES
         found = roll(BundleNetwork(detector.bundle), frames, word + "+update" * f1_updates)
         assert_same(found, detector.real_heads())
         seen.add(found[1].tobytes())
-    assert len(seen) == 5
+    assert len(seen) == len(modes)
 
 
 class Delayed(concurrent.futures.Executor):
@@ -230,12 +246,12 @@ class Delayed(concurrent.futures.Executor):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("precision", ["int8", "float32"])
-def test_the_asynchronous_mode_is_that_of_the_runtime(precision):
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_asynchronous_mode_is_that_of_the_runtime(kind):
     frames = tiny_run.frames(FRAMES, seed=1)
     seen = set()
     for tau, delay in ((1, 1), (1, 2), (2, 1), (2, 2)):
-        detector, executor = Recorder(bundle(precision)), Delayed(delay)
+        detector, executor = Recorder(bundle(kind)), Delayed(delay)
         runner = AsyncRunner(detector, tau, executor=executor)
         ages = [result.memory_age_frames for result in runner.run(executor.frames(frames[0]))]
         arrivals = BESIDE[tau, delay]

@@ -1,5 +1,6 @@
 """Streaming accuracy, on timelines worked out by hand."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -12,7 +13,8 @@ from memvid_tf.runtime.manifest import BoxCoder, PolicySpec
 from memvid_tf.runtime.schedules import ACTIONS
 
 FPS = 10.0  # a frame every 100 ms
-SLOW = Latencies({"f0": [130.0], "f1": [30.0]}, memory_ms=20.0, update_ms=40.0)
+MEMORY = {"f0": 20.0, "f1": 20.0}
+SLOW = Latencies({"f0": [130.0], "f1": [30.0]}, memory_ms=MEMORY, update_ms=40.0)
 
 
 class Tape:
@@ -20,6 +22,7 @@ class Tape:
     which frame was seen by whom, and with which memory."""
 
     anchors = np.array([[0.5, 0.5, 1.0, 1.0]], np.float32)
+    f1_only_reads = False
 
     def __init__(self, values=None, observes="memory"):
         self.policy = PolicySpec(ACTIONS, 3, 6.0, observes) if values else None
@@ -102,14 +105,14 @@ def test_f0_beside_f1():
 def test_a_memory_that_arrives_while_f1_runs_is_used():
     # f0 and update need 110 ms, so the first frame ends at 160 and frame 1 at 210. There frame 2
     # begins, whose f0 is done at 320: after frame 3 was seen, before its step at 330.
-    quick = Latencies({"f0": [70.0], "f1": [30.0]}, memory_ms=20.0, update_ms=40.0)
+    quick = Latencies({"f0": [70.0], "f1": [30.0]}, memory_ms=MEMORY, update_ms=40.0)
     _, f0_frames, seen = run(Tape(), "async1", quick, count=6)
     assert f0_frames == [0, 2, 4]
     assert "f1 2 on f0 0" in seen and "f1 3 on f0 2" in seen
 
 
 def test_a_worker_that_is_busy_is_asked_later():
-    slow = Latencies({"f0": [210.0], "f1": [30.0]}, memory_ms=20.0, update_ms=40.0)
+    slow = Latencies({"f0": [210.0], "f1": [30.0]}, memory_ms=MEMORY, update_ms=40.0)
     # First frame until 300: f0 250, f1 50. Then frame 3 at 300 is f1's, 4 is due (400-650), 5 and 6
     # find the worker busy, 7 (700) takes the turn that 6 could not.
     outputs, f0_frames, _ = run(Tape(), "async1", slow, count=9)
@@ -120,7 +123,7 @@ def test_a_worker_that_is_busy_is_asked_later():
 def test_the_policy_costs_time_and_sees_what_was_processed():
     # With 60 ms for the policy f1 takes 110 ms in all, so that a frame is missed now and then; the
     # detections are ready before the policy has decided.
-    paid = Latencies({"f0": [130.0], "f1": [30.0]}, memory_ms=20.0, update_ms=40.0, policy_ms=60.0)
+    paid = Latencies({"f0": [130.0], "f1": [30.0]}, memory_ms=MEMORY, update_ms=40.0, policy_ms=60.0)
     network = Tape(values=["f1", "f1", "f0", "f1", "f1", "f1", "f1"])
     outputs, f0_frames, _ = run(network, "adaptive", paid)
     # 0: 0-150, decided 210. 2: 210-260, 320. 3: 320-370, 430. 4 (f0): 430-580, 640. 6: 640-690, 750.
@@ -233,7 +236,8 @@ def host_file(tmp_path, left_out=(), extra=()):
 def test_latencies_of_a_results_file(tmp_path):
     path = host_file(tmp_path)
     medians = streaming.read_latencies(path, "int8", 1, trace=False)
-    assert medians == Latencies({"f0": [9.0], "f1": [2.0]}, 0.5, 0.3, 0.05)
+    memory = {"f0": 0.5, "f1": 0.5}
+    assert medians == Latencies({"f0": [9.0], "f1": [2.0]}, memory, 0.3, 0.05)
     trace = streaming.read_latencies(path, "int8", 1, trace=True)
     foreign = {
         "precision": "int8",
@@ -248,6 +252,25 @@ def test_latencies_of_a_results_file(tmp_path):
     # A frame is more than its extractor: .5 ms of it are the memory's and the heads'.
     assert trace.extract_ms["f0"] == pytest.approx([9.0, 10.0, 11.0])
     assert trace.extract_ms["f1"] == pytest.approx([2.0, 0.0])
+
+
+def test_frames_of_f1_may_take_another_call_of_the_memory(tmp_path):
+    read = {
+        "precision": "int8",
+        "setting": {
+            "name": "memory/read", "threads": 1, "fps": 0.0, "device": "host", "subject": "tiny",
+            "engine": "runner",
+        },
+        "result": {"latency_us": [700.0]},
+    }  # fmt: skip
+    path = host_file(tmp_path, extra=[read])
+    latencies = streaming.read_latencies(path, "int8", 1, trace=False)
+    assert latencies.memory_ms == pytest.approx({"f0": 0.5, "f1": 0.8})
+    trace = streaming.read_latencies(path, "int8", 1, trace=True)
+    assert trace.extract_ms["f1"] == pytest.approx([1.7, 0.0])
+    # f0 takes 130 + 20 ms, f1 30 + 5.
+    other = dataclasses.replace(SLOW, memory_ms={"f0": 20.0, "f1": 5.0})
+    assert run(Tape(), "1", other, count=4)[0] == [(0, 150), (1, 185), (2, 350), (3, 385)]
 
 
 def test_a_policy_that_was_not_measured_is_not_free():

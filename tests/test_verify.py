@@ -106,7 +106,7 @@ class Simulated:
 
     def step(self, features, state, extractor):
         stored = getattr(self, "_kept", state)
-        *heads, written = self._network.step_stored(self._stored, stored)
+        *heads, written = self._network.step_stored(self._stored, stored, extractor)
         self._kept = stored if self.forgets else written
         names = ("box_encodings", "class_logits", "c_next", "h_next")
         real = [self._given(n, self._real[n](x)) for n, x in zip(names, (*heads, *written))]
@@ -205,12 +205,14 @@ def test_the_report_of_a_float_bundle(tmp_path):
 
 
 @pytest.mark.slow
-def test_drift_is_of_the_state_that_there_is(monkeypatch):
-    rival = Bundle.load(tiny_run.rival_bundle("int8", "conv_gru"))
+@pytest.mark.parametrize("cell, state", [("conv_gru", ["h"]), ("flow_guided", ["h", "key"])])
+def test_drift_is_of_the_state_that_there_is(monkeypatch, cell, state):
+    rival = Bundle.load(tiny_run.rival_bundle("int8", cell))
     monkeypatch.setattr(verify, "DRIFT_FRAMES", (1, 3))
-    found = trained.load(tiny_run.rival_run("conv_gru"))
+    found = trained.load(tiny_run.rival_run(cell))
     rows = verify.drift(found, rival, iter(tiny_run.frames(3)[0]))
     assert [row["frame"] for row in rows] == [1, 3]
     for row in rows:
-        assert list(row["tensors"]) == [name for name in TENSORS if name != "memory/c_next"]
+        written = [f"memory/{name}_next" for name in state]
+        assert list(row["tensors"]) == [TENSORS[0], *written, *TENSORS[3:]]
         assert all(value["mean"] < 5 for value in row["tensors"].values())

@@ -7,9 +7,12 @@ import sys
 import flagless
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from memvid_tf.errors import UserError
+from memvid_tf.evaluation.counting import count
 from memvid_tf.models import zoo
+from memvid_tf.models.interleaved import InterleavedDetector
 from memvid_tf.models.zoo import costs, headers
 from memvid_tf.tasks import subjects
 
@@ -63,6 +66,17 @@ def test_the_detector_with_a_bottleneck_lstm_costs_what_table_2_says():
     f0, _ = counted("ssdlite_lstm_1.0")
     assert "630 M multiply-adds" in zoo.find("ssdlite_lstm_1.0").reported
     assert f0 == pytest.approx(630, rel=0.005)
+
+
+def test_a_frame_that_flow_carries_features_to_costs_encoder_flow_and_head():
+    entry, (f0, f1) = zoo.find("flow_guided"), counted("flow_guided")
+    model = InterleavedDetector(costs.task(entry, entry.config).model)
+    encoder = count(lambda x: model.extract(x, "f1"), tf.TensorSpec([1, 160, 160, 3]))
+    head = count(model.detect, tf.TensorSpec([1, 10, 10, 640]))
+    # Encoding, three separable convolutions on [e, k], and what makes shares of the flow.
+    flow = 448 * 64 + (9 + 64) * 128 + (9 + 64) * 64 + (9 + 2) * 64 + 2 * 8 + 2 * 8 * 25
+    assert f1 * 1e6 == encoder.multiply_adds + head.multiply_adds + 100 * flow
+    assert f1 < 0.2 * f0
 
 
 def test_each_configuration_has_settings_of_its_own():

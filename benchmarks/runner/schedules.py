@@ -133,6 +133,8 @@ def _interleaved(bundle: Bundle, setting: ScheduleSetting) -> tuple[dict, list, 
         "update": manifest.calls["update"][1],
         "post": manifest.calls["post"][0],
     }
+    if manifest.calls["f1"][1] != calls["step"]:
+        calls["read"] = manifest.calls["f1"][1]
     lines, content = [], {}
     factor = manifest.image.sizes["f0"][0] // manifest.image.sizes["f1"][0]
     for name, shrink in (("f0", 1), ("f1", factor)):

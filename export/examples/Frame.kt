@@ -84,10 +84,13 @@ class InterleavedDetector(bundle: File, threads: Int = 1) : AutoCloseable {
     prepare(frame, extractor, picture)
     val extract = calls.getJSONArray(extractor).getString(0)
     run(extract, mapOf("image" to picture), mapOf("features" to features))
+    val memory = calls.getJSONArray(extractor).getString(1)
+    val written =
+      if (memory == memoryStep) states.associate { it.output to it.next } else emptyMap()
     run(
-      memoryStep,
+      memory,
       mapOf("features" to features) + states.associate { it.input to it.now },
-      heads + states.associate { it.output to it.next },
+      heads + written,
     )
     if (updatesState.getBoolean(extractor)) states.forEach { it.advance() }
     run(post, heads, found)

@@ -19,6 +19,7 @@ class BundleNetwork:
         self._detector = InterleavedDetector(bundle, num_threads)
         self._policy = None if bundle.manifest.policy is None else Policy(bundle, num_threads)
         self.policy = bundle.manifest.policy
+        self.f1_only_reads = self._detector.f1_only_reads
         self.anchors = bundle.anchors
         step = bundle.manifest.calls["f0"][1]
         self._dequantize = [
@@ -38,15 +39,15 @@ class BundleNetwork:
         """See `rollout.Network`."""
         return [self._detector.initial_state() for _ in range(batch)]
 
-    def step_stored(self, features: np.ndarray, state):
+    def step_stored(self, features: np.ndarray, state, extractor: str):
         """One step of one clip: box encodings and class logits as stored, and the next state."""
-        return self._detector.step(features, state, update_state=True)
+        return self._detector.step(features, state, extractor, update_state=True)
 
     def step(self, features, state, extractor: str):
         """See `rollout.Network`."""
         boxes, logits, next_state = [], [], []
         for clip_features, clip_state in zip(features, state):
-            box, logit, written = self.step_stored(clip_features, clip_state)
+            box, logit, written = self.step_stored(clip_features, clip_state, extractor)
             boxes.append(self._dequantize[0](box)[0])
             logits.append(self._dequantize[1](logit)[0])
             next_state.append(written)

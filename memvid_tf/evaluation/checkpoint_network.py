@@ -25,6 +25,7 @@ class CheckpointNetwork:
     def __init__(self, model: InterleavedDetector, policy: Policy | None = None):
         self.model, self._policy = model, policy
         self.policy = None if policy is None else policy_spec(policy.config)
+        self.f1_only_reads = model.memory.f1_only_reads
         self.anchors = model.anchors
         self._values = tf.function(lambda after, before, eta: policy(after, before, eta))
         self._extract = tf.function(self._extract_graph)

@@ -22,9 +22,11 @@ class Network(Protocol):
 
     Attributes:
       policy: how its policy is called, or None if it has none.
+      f1_only_reads: whether a frame of f1 cannot write the state.
     """
 
     policy: PolicySpec | None
+    f1_only_reads: bool
 
     def extract(self, frames: np.ndarray, extractor: str) -> Any:
         """frames: [B, H, W, 3] uint8; returns the features of one frame of every clip."""
@@ -212,8 +214,14 @@ def picker(mode: Mode, network: Network, batch: int) -> _Fixed | _Random | _Adap
     """Who decides about `batch` clips in a mode: see `_Fixed`.
 
     Raises:
-      UserError: an adaptive mode of a network without a policy.
+      UserError: an adaptive mode of a network without a policy, or one in which f1 should write a
+        memory that it only reads.
     """
+    if mode.f1_updates and network.f1_only_reads:
+        raise UserError(
+            f"mode {mode.name!r}: frames of f1 only read the memory of this network; leave "
+            "'+update' out"
+        )
     if mode.adaptive:
         return _Adaptive(network, batch, mode.max_tau)
     if mode.random_percent is not None:

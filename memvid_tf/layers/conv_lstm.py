@@ -104,7 +104,14 @@ class GatedCell(tf_keras.layers.Layer):
 
 
 class GroupedCell(GatedCell):
-    """What both forms share: the step, with its skip connection. Arguments as `GatedCell`."""
+    """What both forms share: the step, with its skip connection. Arguments as `GatedCell`.
+
+    Attributes:
+      f1_only_reads: whether a frame of f1 takes another computation than one of f0, which cannot
+        write the state.
+    """
+
+    f1_only_reads = False
 
     def adapt(self, features, extractor: str, training=False):
         """The part of the bottleneck that belongs to an extractor.

@@ -18,6 +18,8 @@ from tensorflow_model_optimization.python.core.quantization.keras.quantizers imp
 RELU6_RANGE = (0.0, 6.0)  # LFS 3.5
 SIGMOID_RANGE = (0.0, 255 / 256)  # fixed by the int8 LOGISTIC kernel of TFLite
 DIFFERENCE_RANGE = (-3.0, 3 * 127 / 128)  # of two states, whose own scale it has to 1/2 %
+FLOW_RANGE = (-2.0, 2 * 127 / 128)  # in cells (layers.flow), of which whole ones are on the grid
+SHARE_RANGE = (0.0, 1.0)
 IMAGE_RANGE = (-1.0, 127 / 128)  # uint8 / 128 - 1: the int8 image is then uint8 ^ 0x80
 
 
@@ -112,6 +114,8 @@ class Scheme:
       sigmoid: gates.
       image: the input frame.
       difference: of two states.
+      flow: displacements.
+      share: weights of a mean.
       observed: everything whose range is learned from data.
     """
 
@@ -120,6 +124,8 @@ class Scheme:
     sigmoid: Callable[[], Quantizer] = lambda: FixedRange(*SIGMOID_RANGE)
     image: Callable[[], Quantizer] = lambda: FixedRange(*IMAGE_RANGE)
     difference: Callable[[], Quantizer] = lambda: FixedRange(*DIFFERENCE_RANGE)
+    flow: Callable[[], Quantizer] = lambda: FixedRange(*FLOW_RANGE)
+    share: Callable[[], Quantizer] = lambda: FixedRange(*SHARE_RANGE)
     observed: Callable[[], Quantizer] = MovingAverageRange
 
 

@@ -151,11 +151,16 @@ class SharedCell(tf_keras.layers.Layer):
     predecessor's (LFS table 2, SSDLite + LSTM). A 1×1 convolution with ReLU6 brings those of f1 to
     their depth, and the cell does not distinguish them.
 
+    Attributes:
+      f1_only_reads: see `GroupedCell`.
+
     Args:
       cell: one of `RIVALS`.
       depth: channels of f0's features.
       scheme: quantization scheme, or None for the float network.
     """
+
+    f1_only_reads = False
 
     def __init__(self, cell, depth: int, scheme: Scheme | None = None, **kwargs):
         super().__init__(**kwargs)

@@ -40,8 +40,9 @@ class InterleavedClassifier(tf_keras.Model):
         Returns:
           [B, T, num_classes] float32 logits.
         """
-        merged, in_time = self.detector.remember(frames, f0_steps, f1_steps, training)
-        return tf.cast(in_time(self.logits(tf.reduce_mean(merged, [1, 2]))), tf.float32)
+        found = self.detector.remember(frames, f0_steps, f1_steps, training)
+        logits = self.logits(tf.reduce_mean(found.outputs, [1, 2]))
+        return tf.cast(found.in_time(logits), tf.float32)
 
 
 def build_classifier(config: InterleavedConfig, num_classes: int) -> InterleavedClassifier:

@@ -2,7 +2,8 @@
 
 A large extractor f0 and a small one f1 take turns on the frames. What they see meets in one memory,
 a grouped convolutional LSTM, and SSDLite predicts from the memory's output on every frame. Only f0
-writes to the memory (LFS 3.2). The cells that LFS table 1 compares it with can take its place.
+writes to the memory (LFS 3.2). The cells that LFS table 1 compares it with can take its place, and
+so can the flow-guided features of LFS table 2.
 
 Differs from the paper: frames are scaled to [-1, 127/128], not [-1, 1], so that the int8 frame is
 the uint8 frame with its top bit flipped. The last bottleneck of each backbone ends in ReLU6, as in
@@ -10,6 +11,8 @@ the predecessor's quantized networks.
 """
 
 import dataclasses
+from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -20,6 +23,7 @@ from memvid_tf.detection.anchors import AnchorSpec, make_anchors
 from memvid_tf.layers.conv import BatchNorm
 from memvid_tf.layers.conv_lstm import CELLS, EXTRACTORS, State, check_extractor
 from memvid_tf.layers.fake_quant import Scheme, quantize
+from memvid_tf.layers.flow import GUIDED, FlowState
 from memvid_tf.layers.recurrent import RIVALS, HiddenState, SharedCell
 from memvid_tf.models.mobilenet_v2 import BACKBONES, MobileNetV2, scaled
 from memvid_tf.models.ssdlite import SSDLite, map_sizes
@@ -49,10 +53,10 @@ class InterleavedConfig(hyperparams.Config):
       min_depth: least number of channels of a backbone's layer; 8 gives the multiply-adds of f1
         in LFS table 2 within 2 %, 16, which the single-frame rows of that table need, misses by 19 %
         (benchmarks/results/costs.md).
-      cell: the memory, a key of `conv_lstm.CELLS` or of `recurrent.RIVALS`. All can be exported but
-        "paper", which has weights on h of its own for each extractor.
-      state_channels: channels of each tensor of the state.
-      groups: groups of the memory; the rivals have none.
+      cell: the memory, a key of `conv_lstm.CELLS`, `recurrent.RIVALS` or `flow.GUIDED`. All can be
+        exported but "paper", which has weights on h of its own for each extractor.
+      state_channels: channels of each tensor of the state; of `flow.GUIDED` those of h.
+      groups: groups of the memory; only those of `conv_lstm.CELLS` have any.
       maps: feature maps of SSDLite.
       head_depth: channels of every map at the predictor.
       anchors: the default boxes.
@@ -116,7 +120,7 @@ class InterleavedDetector(tf_keras.Model):
         self.config = config
         check(config)
         scheme = chosen("model.quantization", config.quantization, QUANTIZATIONS)
-        cell = chosen("model.cell", config.cell, CELLS | RIVALS)
+        cell = chosen("model.cell", config.cell, CELLS | RIVALS | GUIDED)
         stages = chosen("model.backbone", config.backbone, BACKBONES)
         self.norm = BatchNorm(config.norm_momentum)
         # Both extractors quantize their frame with the range of the image, which is fixed.
@@ -145,8 +149,10 @@ class InterleavedDetector(tf_keras.Model):
                 "(use sides that are multiples of 32 and shrink 2)"
             )
         self.map_size = sizes["f0"]
-        if config.cell in RIVALS:
-            depth = self.extractors["f0"].depth
+        depth = self.extractors["f0"].depth
+        if config.cell in GUIDED:
+            self.memory = cell(config.state_channels, depth, scheme, name="memory")
+        elif config.cell in RIVALS:
             rival = cell(config.state_channels, scheme, name="cell")
             self.memory = SharedCell(rival, depth, scheme, name="memory")
         else:
@@ -207,11 +213,11 @@ class InterleavedDetector(tf_keras.Model):
         x = self.extractors[check_extractor(extractor)](x, training=training)
         return self.memory.adapt(x, extractor, training=training)
 
-    def initial_state(self, batch) -> State | HiddenState:
-        """The empty memory: zeros, [batch, H, W, state_channels] each."""
+    def initial_state(self, batch) -> State | HiddenState | FlowState:
+        """The empty memory: zeros of `map_size`."""
         return self.memory.initial_state(batch, *self.map_size)
 
-    def step(self, features, state: State | HiddenState, extractor: str, training=False):
+    def step(self, features, state, extractor: str, training=False):
         """One step of the memory; see `GroupedCell.call`. The caller decides which state to keep."""
         return self.memory(features, state, extractor, training=training)
 
@@ -225,10 +231,11 @@ class InterleavedDetector(tf_keras.Model):
         Returns:
           As `SSDLite.call`, with shapes [B, T, A, ·].
         """
-        merged, in_time = self.remember(frames, f0_steps, f1_steps, training)
-        return {name: in_time(p) for name, p in self.detect(merged, training).items()}
+        found = self.remember(frames, f0_steps, f1_steps, training)
+        predictions = self.detect(found.outputs, training)
+        return {name: found.in_time(p) for name, p in predictions.items()}
 
-    def remember(self, frames, f0_steps=None, f1_steps=None, training=False):
+    def remember(self, frames, f0_steps=None, f1_steps=None, training=False) -> "Recollection":
         """Runs extractors and memory over a clip.
 
         Each extractor runs on its own frames alone, all of them in one batch. Since f1 leaves the
@@ -240,10 +247,6 @@ class InterleavedDetector(tf_keras.Model):
           f1_steps: [n1] int32, the other times; by default all but 0. One of the two may be empty
             if its shape is static.
           training: whether observers and batch statistics are updated.
-
-        Returns:
-          The memory's outputs, [T·B, H, W, C] in the order in which they were computed, and a
-          function that brings [T·B, ...] made of them into [B, T, ...], in the clip's order.
         """
         if f0_steps is None:
             f0_steps, f1_steps = tf.constant([0]), tf.range(1, frames.shape[1])
@@ -255,7 +258,7 @@ class InterleavedDetector(tf_keras.Model):
             features = self.extract(self.preprocess(chosen, extractor), extractor, training)
             return tf.reshape(features, [-1, batch, *features.shape[1:]])
 
-        outputs = []
+        outputs, features, read = [], None, None
         states = tf.nest.map_structure(lambda x: x[tf.newaxis], self.initial_state(batch))
         # Convolutions of an empty batch fail on CPUs (oneDNN gives the wrong shape).
         if f0_steps.shape[0] != 0:
@@ -276,7 +279,7 @@ class InterleavedDetector(tf_keras.Model):
             p = tf.gather(tf.reshape(p, [-1, batch, *p.shape[1:]]), order)
             return tf.transpose(p, [1, 0, *range(2, len(p.shape))])
 
-        return merged, in_time
+        return Recollection(merged, in_time, features, read)
 
     def _roll(self, features, training):
         """Runs the memory over f0's frames.
@@ -303,6 +306,22 @@ class InterleavedDetector(tf_keras.Model):
             lambda t, *_: t < steps, body, (0, state, outputs, states)
         )
         return outputs.stack(), type(state)(*(array.stack() for array in states))
+
+
+class Recollection(NamedTuple):
+    """A clip that went through extractors and memory.
+
+    Attributes:
+      outputs: of the memory, [T·B, H, W, C] in the order in which they were computed.
+      in_time: brings [T·B, ...] made of them into [B, T, ...], in the clip's order.
+      f1_features: [n1·B, H, W, C] float32 of the frames of f1, frame by frame; None without any.
+      f1_states: [n1·B, ...] each, the state that every one of them read.
+    """
+
+    outputs: tf.Tensor
+    in_time: Callable[[tf.Tensor], tf.Tensor]
+    f1_features: tf.Tensor | None
+    f1_states: tuple | None
 
 
 def _merge(x):

@@ -126,7 +126,7 @@ class AsyncRunner:
                 # Once more: f0 may have finished while f1 ran.
                 memory, pending, late = _collect(memory, pending)
                 boxes, logits, after = detector.step(
-                    features, memory.state, schedule.wants_candidate
+                    features, memory.state, "f1", schedule.wants_candidate
                 )
                 found = detector.post(boxes, logits)
                 done = time.perf_counter()

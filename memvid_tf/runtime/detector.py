@@ -26,6 +26,7 @@ class InterleavedDetector:
     Attributes:
       bundle: the bundle.
       updates_state: by extractor, whether its frames write the state.
+      f1_only_reads: whether those of f1 take a call of the memory that cannot.
       extract_ms, memory_ms, post_ms: wall time of the latest call of each kind, invoke only (all of
         the function where NumPy post-processes).
     """
@@ -38,7 +39,7 @@ class InterleavedDetector:
         iou_threshold: float | None = None,
         max_detections: int | None = None,
     ):
-        """Loads f0, f1, the memory's step and the post-processing.
+        """Loads f0, f1, the memory's calls and the post-processing.
 
         Args:
           bundle: a bundle whose system is "interleaved".
@@ -66,14 +67,17 @@ class InterleavedDetector:
         self._extract = calls
         self._preparer = ImagePreparer(manifest.image, images["f0"], images["f1"])
 
-        step_name = manifest.calls["f0"][1]
+        step_name, f1_name = (manifest.calls[extractor][1] for extractor in ("f0", "f1"))
         memory = load_graph(bundle, step_name, num_threads)
-        heads = HEADS
         inputs = ("features", *(state.input for state in manifest.state))
-        self._step = memory.bind(inputs, heads)
+        step = memory.bind(inputs, HEADS)
         self._step_and_write = memory.bind(
-            inputs, (*heads, *(state.output for state in manifest.state))
+            inputs, (*HEADS, *(state.output for state in manifest.state))
         )
+        self.f1_only_reads = f1_name != step_name
+        self._steps = {"f0": step, "f1": step}
+        if self.f1_only_reads:
+            self._steps["f1"] = load_graph(bundle, f1_name, num_threads).bind(inputs, HEADS)
 
         overrides = (score_threshold, iou_threshold, max_detections)
         self._post = post_processing(bundle, step_name, num_threads, *overrides)
@@ -102,24 +106,26 @@ class InterleavedDetector:
         return features
 
     def step(
-        self, features: np.ndarray, state: State, update_state: bool
+        self, features: np.ndarray, state: State, extractor: str, update_state: bool
     ) -> tuple[np.ndarray, np.ndarray, State]:
         """Memory and heads.
 
         Args:
           features: what `extract` returned.
           state: the memory before this frame.
-          update_state: False returns `state` itself (LFS: f1 frames leave the memory alone).
+          extractor: which made the features, "f0" or "f1".
+          update_state: False returns `state` itself (LFS: f1 frames leave the memory alone). Where
+            f1 only reads, its frames always do.
 
         Returns:
           box_encodings [1, A, 4] and class_logits [1, A, C + 1], as stored, and the next state.
         """
-        if update_state:
+        if update_state and not (self.f1_only_reads and extractor == "f1"):
             call = self._step_and_write
             box_encodings, class_logits, *written = call(features, *state)
             state = tuple(written)
         else:
-            call = self._step
+            call = self._steps[extractor]
             box_encodings, class_logits = call(features, *state)
         self.memory_ms = call.last_ms
         return box_encodings, class_logits, state

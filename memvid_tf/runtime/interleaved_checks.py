@@ -36,14 +36,31 @@ def check(manifest) -> None:
         image = f"{manifest.calls[name][0]}/image"
         if manifest.tensor(image, "inputs").shape != (1, *sizes[name], 3):
             fail(f"image.{name}", sizes[name], f"the size of tensor {image}")
-    step = manifest.calls["f0"][1]
-    if manifest.calls["f1"][1] != step:
-        fail("calls.f1", manifest.calls["f1"], f"the memory's signature of calls.f0, {step!r}")
+    step, on_f1 = (manifest.calls[name][1] for name in ("f0", "f1"))
+    if on_f1 != step:
+        _check_reading(manifest, step, on_f1)
     check_heads(manifest, step)
     if (manifest.policy is None) != ("policy" not in manifest.calls):
         fail("policy", manifest.policy, "a value exactly where calls has 'policy'")
     if manifest.policy is not None:
         _check_policy(manifest)
+
+
+def _check_reading(manifest, step: str, on_f1: str) -> None:
+    """Where a frame of f1 takes another call than one of f0, it only reads the memory."""
+    outputs = manifest.signature(on_f1).outputs
+    if any(state.output in outputs for state in manifest.state):
+        wanted = f"the memory's signature of calls.f0, {step!r}, or one that only reads the state"
+        fail("calls.f1", manifest.calls["f1"], wanted)
+    if manifest.updates_state["f1"]:
+        fail("updates_state.f1", True, f"false: {on_f1} of calls.f1 does not write the state")
+    if manifest.policy is not None:
+        fail("policy", manifest.policy, f"none where calls.f1 is not {step!r}")
+    check_heads(manifest, on_f1)
+    for name in ("box_encodings", "class_logits"):
+        # One post-processing takes both, and so does whoever reads what is stored.
+        ends = (manifest.tensor(f"{call}/{name}", "outputs") for call in (step, on_f1))
+        check_edge(f"calls.f1: {on_f1}/{name} instead of {step}/{name}", *ends)
 
 
 def _check_policy(manifest) -> None:
@@ -85,4 +102,5 @@ def _check_extractor_call(manifest, name: str) -> None:
     )
     for state in manifest.state:
         manifest.tensor(f"{steps[1]}/{state.input}", "inputs")
-        manifest.tensor(f"{steps[1]}/{state.output}", "outputs")
+        if name != "f1":
+            manifest.tensor(f"{steps[1]}/{state.output}", "outputs")

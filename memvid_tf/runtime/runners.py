@@ -93,7 +93,7 @@ class SyncRunner:
             image = prepared.f0 if extractor == "f0" else prepared.f1
             features = detector.extract(extractor, image)
             boxes, logits, after = detector.step(
-                features, state, updates or schedule.wants_candidate
+                features, state, extractor, updates or schedule.wants_candidate
             )
             found = detector.post(boxes, logits)
             done = time.perf_counter()

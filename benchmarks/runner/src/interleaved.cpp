@@ -238,8 +238,12 @@ class Interleaved : public Sequence {
         f1_images_(plan, "f1", frames_),
         f1_(calls_["f1"]),
         step_(calls_["step"]),
+        on_f1_(calls_.has("read") ? calls_["read"] : step_),
         post_(calls_["post"], step_) {
-    f1_.BindOutput("features", step_.input("features"));
+    f1_.BindOutput("features", on_f1_.input("features"));
+    if (&on_f1_ != &step_) {
+      for (const char* head : kHeads) on_f1_.BindOutput(head, step_.output(head));
+    }
     empty_ = network_.Initial(step_);
     for (State& state : states_) state = network_.Another(step_);
     if (asynchronous_) {
@@ -262,12 +266,13 @@ class Interleaved : public Sequence {
     parts.extract = call.Run();
   }
 
-  // Returns what the memory's step wrote.
-  const State& StepAndPost(Parts& parts) {
-    const State& written = Unused();
-    network_.BindInputs(step_, *memory_);
-    network_.BindOutputs(step_, written);
-    parts.memory = step_.Run();
+  // Returns what the memory's call wrote: the memory as it is after a call that only reads.
+  const State& StepAndPost(Call& call, Parts& parts) {
+    const bool writes = &call == &step_;
+    const State& written = writes ? Unused() : *memory_;
+    network_.BindInputs(call, *memory_);
+    if (writes) network_.BindOutputs(call, written);
+    parts.memory = call.Run();
     parts.post = post_();
     return written;
   }
@@ -284,7 +289,7 @@ class Interleaved : public Sequence {
     parts.whole = schedule_.PicksF0(frame);
     const bool updates = parts.whole ? network_.f0_updates : network_.f1_updates;
     Extract(parts.whole ? *f0_ : f1_, parts.whole ? f0_images_ : f1_images_, frame, parts);
-    const State& written = StepAndPost(parts);
+    const State& written = StepAndPost(parts.whole ? step_ : on_f1_, parts);
     const bool changes = updates || schedule_.wants_candidate();
     Decide(changes ? written : *memory_, parts);
     if (updates) memory_ = &written;
@@ -308,7 +313,7 @@ class Interleaved : public Sequence {
     }
     Extract(f1_, f1_images_, frame, parts);
     Collect();  // f0 may have finished while f1 ran
-    const State& candidate = StepAndPost(parts);
+    const State& candidate = StepAndPost(on_f1_, parts);
     const bool shows_candidate = memory_ == before && schedule_.wants_candidate();
     Decide(shows_candidate ? candidate : *memory_, parts);
     return parts;
@@ -343,7 +348,7 @@ class Interleaved : public Sequence {
     const auto append = [&](const Bytes& data) {
       recorded.insert(recorded.end(), data.begin(), data.end());
     };
-    for (const char* head : {"box_encodings", "class_logits"}) append(step_.output(head).Read());
+    for (const char* head : kHeads) append(step_.output(head).Read());
     for (const Bytes& found : post_.found()) append(found);
   }
 
@@ -362,7 +367,7 @@ class Interleaved : public Sequence {
   Calls calls_;
   Schedule schedule_;
   const Images f0_images_, f1_images_;
-  Call &f1_, &step_;
+  Call &f1_, &step_, &on_f1_;  // the memory's calls on frames of f0 and of f1
   Call* f0_ = nullptr;
   Post post_;
   State empty_;

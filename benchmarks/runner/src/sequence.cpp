@@ -11,7 +11,6 @@ using litert::NowUs;
 
 namespace {
 
-const char* const kHeads[] = {"box_encodings", "class_logits"};
 const char* const kFound[] = {"boxes", "scores", "classes", "count"};
 
 void SleepUntil(double us) {
@@ -23,6 +22,13 @@ void SleepUntil(double us) {
 }
 
 }  // namespace
+
+bool Calls::has(const std::string& role) const {
+  for (const auto& line : plan_.all("call")) {
+    if (line.at(0) == role) return true;
+  }
+  return false;
+}
 
 Call& Calls::operator[](const std::string& role) {
   for (const auto& line : plan_.all("call")) {

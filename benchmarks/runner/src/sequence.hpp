@@ -14,6 +14,8 @@ class Calls {
  public:
   Calls(const Plan& plan, int threads) : plan_(plan), threads_(threads) {}
 
+  // Whether the plan has a line for a role.
+  bool has(const std::string& role) const;
   // The call of the plan's line `call ROLE FILE SIGNATURE`.
   litert::Call& operator[](const std::string& role);
 
@@ -23,6 +25,8 @@ class Calls {
   std::map<std::string, std::unique_ptr<litert::Model>> models_;
   std::vector<std::unique_ptr<litert::Call>> calls_;
 };
+
+inline const char* const kHeads[] = {"box_encodings", "class_logits"};
 
 // The post-processing of a detector, and the detections as a caller reads them.
 class Post {
