@@ -4,9 +4,11 @@ import csv
 import io
 import json
 import re
+import shlex
 
 import flagless
 import pytest
+from accepted import check
 
 from benchmarks import pipeline
 
@@ -27,6 +29,7 @@ def test_parts_have_what_they_need_before_them(tmp_path, quick):
     for step in work.steps():
         titles.append(step.title)
         assert not step.done()
+        check(shlex.join(["python", *step.command]))
         if step.module == "memvid_tf.data":
             made.add(step.flags["output"])
             assert ("test_clips" in step.flags) == quick
