@@ -98,10 +98,7 @@ def _rival(cell: str, title: str, reported: str) -> Entry:
 
 
 def _flow_guided() -> Entry:
-    pairs = ("task.model.cell=flow_guided", "task.model.state_channels={}")
-    settings, tiny_settings = (
-        tuple(pair.format(channels) for pair in pairs) for channels in (640, 128)
-    )
+    shared = ("task.model.cell=flow_guided", "task.flow_weight=1.0")
     return Entry(
         "flow_guided",
         "features that flow carries from the frames of f0 to the others, whose f1 is the encoder of "
@@ -111,8 +108,8 @@ def _flow_guided() -> Entry:
         "their own, both at their full width",
         "interleaved",
         "interleaved_tiny",
-        settings,
-        tiny_settings,
+        (*shared, "task.model.state_channels=640"),
+        (*shared, "task.model.state_channels=128"),
     )
 
 
