@@ -222,7 +222,7 @@ def test_the_first_frame_meets_an_empty_memory():
 
 @pytest.mark.parametrize("extractor", ["f0", "f1"])
 def test_flow_is_learned_from_the_output(extractor):
-    """From the first step on: its weights begin small, but not as zeros, where hats have no slope."""
+    """From the first step on: its weights begin small, but not as zero: there hats have no slope."""
     tf_keras.utils.set_random_seed(4)
     cell = FlowGuidedCell(CHANNELS, FEATURES)
     state = FlowState(*map(tf.constant, state_at_random(50)))

@@ -1,4 +1,4 @@
-"""How far a flow is from where tracked objects were: supervision that needs boxes, no labelled flow.
+"""How far a flow is from where tracked objects were: supervision by boxes, without labelled flow.
 
 At a place within the box of an object that the key frame shows too, the flow should be the way from
 the object's centre to its centre in the key frame, in cells. Places outside of boxes, or within

@@ -93,7 +93,7 @@ class InterleavedTask(ClipTask):
     @classmethod
     def check_numbers(cls, config: InterleavedTaskConfig) -> None:
         super().check_numbers(config)
-        unroll = config.train_data.unroll_frames
+        unroll, follows = config.train_data.unroll_frames, config.model.cell in GUIDED
         require(
             (
                 ("validation_tau", config.validation_tau, config.validation_tau >= 0, "0 or more"),
@@ -112,7 +112,7 @@ class InterleavedTask(ClipTask):
                 (
                     "flow_weight",
                     config.flow_weight,
-                    config.flow_weight == 0 or config.model.cell in GUIDED and config.flow_weight > 0,
+                    config.flow_weight >= 0 and (not config.flow_weight or follows),
                     f"0, or above 0 with model.cell one of {sorted(GUIDED)}",
                 ),
             )

@@ -112,14 +112,7 @@ def _rival(cell: str, title: str, reported: str) -> Entry:
 
 
 def _flow_guided() -> Entry:
-    settings, tiny_settings = (
-        (
-            "task.model.cell=flow_guided",
-            f"task.model.state_channels={channels}",
-            "task.flow_weight=1.0",
-        )
-        for channels in (640, 128)
-    )
+    shared = ("task.model.cell=flow_guided", "task.flow_weight=1.0")
     return Entry(
         "flow_guided",
         "features that flow carries from the frames of f0 to the others, whose f1 is the encoder of "
@@ -129,8 +122,8 @@ def _flow_guided() -> Entry:
         "their own, both at their full width",
         "interleaved",
         "interleaved_tiny",
-        settings,
-        tiny_settings,
+        (*shared, "task.model.state_channels=640"),
+        (*shared, "task.model.state_channels=128"),
     )
 
 
