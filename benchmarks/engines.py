@@ -150,10 +150,7 @@ def _python_results(bundle: Bundle, setting: schedules.ScheduleSetting, frames: 
     from memvid_tf.runtime.windowed import WindowRunner
 
     if bundle.manifest.system == "patchwork":
-        if setting.name != schedules.WHOLE:
-            return WindowRunner(bundle, setting.name, setting.threads).run(frames)
-        runner = WindowRunner(bundle, "scanning", setting.threads)
-        return (next(runner.run([frame])) for frame in frames)  # each is the first of a video
+        return WindowRunner(bundle, setting.name, setting.threads).run(frames)
     detector = InterleavedDetector(bundle, setting.threads)
     if setting.adaptive:
         schedule = AdaptiveSchedule(Policy(bundle, setting.threads), setting.tau)

@@ -40,7 +40,7 @@ def seen(entry: zoo.Entry, clip: int) -> list[np.ndarray]:
     from memvid_tf.runtime.windowed import LEARNED, WindowRunner
 
     bundle = Bundle.load(entry.bundle)
-    windowed = bundle.manifest.system == "patchwork"
+    windowed = bundle.manifest.system != "interleaved"
     if windowed:
         runner, draw = WindowRunner(bundle, LEARNED), annotate.annotate_windows
     else:

@@ -76,7 +76,7 @@ def write_graphs(work_dir: str, precision: str) -> None:
         model = Patchwork(network, Windows(*WINDOWS[share]))
         attention = untrained.observe_attention(build_attention(model, AttentionConfig()))
         labels = tuple(f"class_{k}" for k in range(network.config.num_classes))
-        source = patchwork_bundle.Source({}, labels, Checkpoint("random weights", 0))
+        source = bundle.Source({}, labels, Checkpoint("random weights", 0))
         options = bundle.Options(precision=precision)
         path = path_of(work_dir, precision, share)
         patchwork_bundle.write(model, source, options, path, attention)

@@ -92,13 +92,11 @@ def _windowed(task, precision):
 
 
 def _plain(task, precision):
-    from export import gate
+    from export import bundle, single_frame_bundle
     from memvid_tf.models.patchwork import NETWORKS
 
     network = untrained.observe(NETWORKS[type(task.model)](task.model), 1)
-    content = untrained.flatbuffer(network, precision)
-    gate.check({"network": content}, (), precision=precision)
-    return {"network": content}
+    return single_frame_bundle.convert_graphs(network, bundle.Options(precision=precision))
 
 
 def measured(entry: zoo.Entry, folder: str) -> dict:

@@ -5,7 +5,8 @@ r"""Writes the bundle of a trained network and proves that it computes the same.
 The configuration is the one beside the checkpoint. The bundle holds f0, f1, memory and
 post-processing as `.tflite`, the manifest that describes them, and a report of the verification.
 The --model_dir of a policy's training gives a bundle with the policy in it. That of a training of
-Patchwork (detector_patchwork, segmenter_patchwork) gives body, tail, attention and post-processing.
+Patchwork (detector_patchwork, segmenter_patchwork) gives body, tail, attention and post-processing;
+that of a single-frame network (detector, segmenter) one graph and post-processing.
 """
 
 from absl import flags, logging
@@ -45,9 +46,10 @@ def main(argv):
         if not FLAGS[name].value:
             raise errors.UserError(f"--{name} is missing; see --help")
     logging.set_verbosity(logging.WARNING)
-    from export import bundle, patchwork_bundle, patchwork_verify, verify
+    from export import bundle, patchwork_bundle, patchwork_verify, single_frame_bundle, verify
     from memvid_tf.data import records
     from memvid_tf.models.interleaved import InterleavedDetector
+    from memvid_tf.models.patchwork import Patchwork
     from memvid_tf.runtime.bundle import Bundle
     from memvid_tf.runtime.manifest import PostSpec
     from memvid_tf.tasks import trained
@@ -57,8 +59,8 @@ def main(argv):
     if FLAGS.precision == "int8" and found.params.task.model.quantization != "int8":
         raise errors.UserError(
             f"--precision=int8, but {FLAGS.model_dir} was trained without quantization; run "
-            "quantization-aware training first (configs/*_qat.yaml, configs/*_patchwork*.yaml) or "
-            "export with --precision=float32"
+            "quantization-aware training first (configs/*_qat.yaml, configs/*_patchwork*.yaml, "
+            "task.model.quantization=int8 of single frames) or export with --precision=float32"
         )
     data = found.params.task.validation_data
     if FLAGS.input_path:
@@ -72,10 +74,14 @@ def main(argv):
         tau=FLAGS.tau,
         post=PostSpec(FLAGS.score_threshold, FLAGS.iou_threshold, FLAGS.max_detections),
     )
-    write, proof = bundle.write, verify
-    if not isinstance(found.model, InterleavedDetector):
-        write, proof = patchwork_bundle.write_trained, patchwork_verify
-    write(found, options, FLAGS.output_dir)
+    proof, target = patchwork_verify, (bundle.source_of(found), options, FLAGS.output_dir)
+    if isinstance(found.model, InterleavedDetector):
+        proof = verify
+        bundle.write(found, options, FLAGS.output_dir)
+    elif isinstance(found.model, Patchwork):
+        patchwork_bundle.write(found.model, *target, found.attention)
+    else:
+        single_frame_bundle.write(found.model, *target)
     written = Bundle.load(FLAGS.output_dir)
     print(f"written: {FLAGS.output_dir}")
     if FLAGS.verify:

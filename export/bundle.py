@@ -3,6 +3,7 @@
 import dataclasses
 import os
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -44,6 +45,48 @@ class Options:
     tau: int = 9
     post: schema.PostSpec = schema.PostSpec(
         score_threshold=0.3, iou_threshold=0.5, max_detections=20
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """Where a network comes from, for its manifest.
+
+    Attributes:
+      config: the configuration it was trained with.
+      labels: class names; ("foreground",) of a segmenter.
+      checkpoint: name and step of the checkpoint.
+    """
+
+    config: dict[str, Any]
+    labels: tuple[str, ...]
+    checkpoint: schema.Checkpoint
+
+
+def source_of(trained: Trained) -> Source:
+    """Where a trained network comes from."""
+    return Source(
+        config=trained.params.as_dict(),
+        labels=tuple(trained.params.task.labels),
+        checkpoint=schema.Checkpoint(os.path.basename(trained.checkpoint), trained.step),
+    )
+
+
+def common_sections(
+    source: Source, options: Options, flatbuffers: Mapping[str, bytes]
+) -> dict[str, Any]:
+    """The sections of a manifest that say the same in every system; files and goldens are empty."""
+    return dict(
+        schema_version=schema.SCHEMA_VERSION,
+        precision=options.precision,
+        created=provenance.now(),
+        code_version=provenance.code_version(),
+        checkpoint=source.checkpoint,
+        config=source.config,
+        labels=LABELS,
+        files={},
+        graphs={graph: graph_spec(graph, data) for graph, data in flatbuffers.items()},
+        golden=(),
     )
 
 
@@ -209,29 +252,20 @@ def write_folder(
 def _manifest(trained, options, flatbuffers, name) -> schema.Manifest:
     """The manifest of a bundle, without its files and goldens."""
     model = trained.model
-    specs = {graph: graph_spec(graph, data) for graph, data in flatbuffers.items()}
-    step = specs["memory"].signatures["step"]
+    common = common_sections(source_of(trained), options, flatbuffers)
+    step = common["graphs"]["memory"].signatures["step"]
     policy = trained.policy
     return schema.Manifest(
-        schema_version=schema.SCHEMA_VERSION,
+        **common,
         system="interleaved",
         name=name,
-        precision=options.precision,
-        created=provenance.now(),
-        code_version=provenance.code_version(),
-        checkpoint=schema.Checkpoint(os.path.basename(trained.checkpoint), trained.step),
-        config=trained.params.as_dict(),
-        labels=LABELS,
-        files={},
         image=schema.ImageSpec(
             sizes={extractor: model.frame_size(extractor) for extractor in ("f0", "f1")},
             f1_from_f0=schema.F1_FROM_F0,
         ),
-        graphs=specs,
         state=tuple(_state_spec(*names, step) for names in graphs.state_names(model)),
         edges=_tensor_edges(trained) + _post_edges(model),
         calls=_calls(trained),
-        golden=(),
         updates_state={"f0": True, "f1": False},
         anchors=tuple(tuple(float(x) for x in anchor) for anchor in model.anchors),
         box_coder=schema.BoxCoder(*CODER_WEIGHTS),

@@ -1,43 +1,18 @@
 """From a Patchwork network to a bundle: graphs, gate, goldens and manifest, in one folder."""
 
-import dataclasses
-import os
-from typing import Any
-
 import numpy as np
 
-from export import bundle, convert, gate, patchwork_graphs
+from export import bundle, convert, gate, patchwork_graphs, predictions
 from export.graphs import SERVING
-from memvid_tf import provenance
-from memvid_tf.detection.matching import CODER_WEIGHTS
 from memvid_tf.errors import UserError
 from memvid_tf.models.attention import HISTORY_ONE, Attention
 from memvid_tf.models.patchwork import Patchwork
-from memvid_tf.models.single_frame import SingleFrameDetector
 from memvid_tf.runtime import manifest as schema
 from memvid_tf.runtime.window_spec import describe
-from memvid_tf.tasks.trained import Trained
 
 TAIL = f"tail/{SERVING}"
-POST = f"post/{SERVING}"
 ATTENTION = f"attention/{SERVING}"
 CALLS = {"first": ("body/full", TAIL), "step": ("body/window", TAIL)}
-POST_EDGES = tuple((f"{TAIL}/{name}", f"{POST}/{name}") for name in bundle.HEADS)
-
-
-@dataclasses.dataclass(frozen=True)
-class Source:
-    """Where a network comes from, for its manifest.
-
-    Attributes:
-      config: the configuration it was trained with.
-      labels: class names; ("foreground",) of a segmenter.
-      checkpoint: name and step of the checkpoint.
-    """
-
-    config: dict[str, Any]
-    labels: tuple[str, ...]
-    checkpoint: schema.Checkpoint
 
 
 def convert_graphs(
@@ -57,13 +32,7 @@ def convert_graphs(
       GateError: if a graph is not one that an accelerator runs whole; names the tensors.
       UserError: a network of the other precision, or with a range that was never observed.
     """
-    wanted = "int8" if options.precision == "int8" else "none"
-    found = model.network.config.quantization
-    if found != wanted:
-        raise UserError(
-            f"precision {options.precision!r} needs a network with quantization {wanted!r}, this "
-            f"one has {found!r}"
-        )
+    predictions.check_precision(model.network, options)
     if model.context != "memory":
         raise UserError(
             f"task.windows.context {model.context!r} is a control of the paper's table 2; networks "
@@ -84,38 +53,14 @@ def convert_graphs(
     gate.check(flatbuffers, edges, precision=options.precision, in_parts=in_parts)
     copied = patchwork_graphs.copied_edges(model)
     violations = gate.check_edges(flatbuffers, copied, gate.COPIED_FIELDS)
-    if _detects(model):
-        heads = gate.tensor_info(flatbuffers["tail"], SERVING).outputs
-        flatbuffers["post"] = bundle.post_processing(model.network, heads, options)
-        violations += gate.check_post_processing("post", flatbuffers["post"])
-        violations += gate.check_edges(flatbuffers, POST_EDGES)
     if violations:
         raise gate.GateError(violations)
-    return flatbuffers
-
-
-def write_trained(trained: Trained, options: bundle.Options, output_dir: str) -> None:
-    """Writes the bundle of a training; see `write`.
-
-    Raises:
-      UserError: if the training was of a network that has no windows.
-    """
-    if not isinstance(trained.model, Patchwork):
-        raise UserError(
-            f"{trained.params.task.name!r} trains a network without windows; export a training of "
-            "detector_patchwork or segmenter_patchwork"
-        )
-    source = Source(
-        config=trained.params.as_dict(),
-        labels=tuple(trained.params.task.labels),
-        checkpoint=schema.Checkpoint(os.path.basename(trained.checkpoint), trained.step),
-    )
-    write(trained.model, source, options, output_dir, trained.attention)
+    return predictions.with_post(model.network, TAIL, flatbuffers, options)
 
 
 def write(
     model: Patchwork,
-    source: Source,
+    source: bundle.Source,
     options: bundle.Options,
     output_dir: str,
     attention: Attention | None = None,
@@ -144,43 +89,28 @@ def write(
     )
 
 
-def _detects(model: Patchwork) -> bool:
-    return isinstance(model.network, SingleFrameDetector)
-
-
 def _manifest(model, source, options, flatbuffers, attention, name) -> schema.Manifest:
     """The manifest of a bundle, without its files and goldens."""
-    edges, calls, heads = patchwork_graphs.map_edges(model), CALLS, {"mask": schema.MaskSpec()}
-    if _detects(model):
-        edges, calls = edges + POST_EDGES, {**CALLS, "post": (POST,)}
-        anchors = tuple(tuple(float(x) for x in anchor) for anchor in model.network.anchors)
-        coder = schema.BoxCoder(*CODER_WEIGHTS)
-        heads = dict(anchors=anchors, box_coder=coder, post=options.post)
+    network, sections = model.network, {}
+    edges = patchwork_graphs.map_edges(model) + predictions.post_edges(network, TAIL)
+    calls = {**CALLS, **predictions.post_calls(network)}
     if attention is not None:
         edges += patchwork_graphs.attention_edges(model)
         calls = {**calls, "attention": (ATTENTION,)}
-        heads["attention"] = schema.AttentionSpec(
-            model.network.presence_from, attention.config.decay, HISTORY_ONE
+        sections["attention"] = schema.AttentionSpec(
+            network.presence_from, attention.config.decay, HISTORY_ONE
         )
     return schema.Manifest(
-        schema_version=schema.SCHEMA_VERSION,
+        **bundle.common_sections(source, options, flatbuffers),
         system="patchwork",
         name=name,
-        precision=options.precision,
-        created=provenance.now(),
-        code_version=provenance.code_version(),
-        checkpoint=source.checkpoint,
-        config=source.config,
-        labels=bundle.LABELS,
-        files={},
         image=schema.ImageSpec(sizes={"full": model.image_size, "window": model.window_size}),
-        graphs={graph: bundle.graph_spec(graph, data) for graph, data in flatbuffers.items()},
         state=(),
         edges=edges,
         calls=calls,
-        golden=(),
         windows=describe(model.layout, model.frame_halo, tuple(model.map_sizes)),
-        **heads,
+        **predictions.sections(network, options),
+        **sections,
     )
 
 
@@ -210,4 +140,4 @@ def _record_goldens(recorder: bundle.Recorder, manifest: schema.Manifest) -> Non
         history = history.astype(spec.dtype)
         recorder.record(ATTENTION, {"prediction": prediction, "history": history})
     if manifest.post is not None:
-        recorder.record(POST, outputs)
+        recorder.record(predictions.POST, outputs)

@@ -1,7 +1,8 @@
-"""Does a bundle of Patchwork compute what its checkpoint computes?
+"""Does a bundle of Patchwork, or of a single-frame network, compute what its checkpoint computes?
 
 As in `export.verify`: over one long video that is scanned, how far what is remembered drifts apart,
-and on clips what that does to mAP, or to J and F, in every mode.
+and on clips what that does to mAP, or to J and F, in every mode. Single frames remember nothing: of
+them the predictions are compared.
 """
 
 import tensorflow as tf
@@ -13,11 +14,13 @@ from memvid_tf import provenance
 from memvid_tf.data import clips, records
 from memvid_tf.evaluation import report, window_rollout, window_scoring
 from memvid_tf.evaluation.bundle_windows import BundleWindows
-from memvid_tf.evaluation.checkpoint_windows import CheckpointWindows
+from memvid_tf.evaluation.checkpoint_windows import CheckpointWindows, PlainNetwork
 from memvid_tf.models.deeplab import Segmenter
+from memvid_tf.models.patchwork import Patchwork
 from memvid_tf.runtime.bundle import Bundle
 from memvid_tf.runtime.manifest import BoxCoder
 from memvid_tf.runtime.patchwork import PatchworkNetwork
+from memvid_tf.runtime.single_frame import SingleFrameNetwork
 from memvid_tf.tasks.trained import Trained
 
 MODES = ("full", "scanning", "dqn")
@@ -30,7 +33,7 @@ def segments(trained: Trained) -> bool:
 
 
 def drift(trained: Trained, bundle: Bundle, frames, *, advance=lambda n: None) -> list[dict]:
-    """Scans one long video in checkpoint and bundle, each with its own memory.
+    """Scans one long video in checkpoint and bundle of Patchwork, each with its own memory.
 
     Args:
       trained: the checkpoint's network.
@@ -72,18 +75,37 @@ def drift(trained: Trained, bundle: Bundle, frames, *, advance=lambda n: None) -
     return rows
 
 
+def differences(trained: Trained, bundle: Bundle, frames, *, advance=lambda n: None) -> list[dict]:
+    """As `drift`, of a single-frame network: the predictions of the same frames."""
+    model, network = trained.model, SingleFrameNetwork(bundle)
+    predict = tf.function(lambda frame: model(frame))
+    (call,) = bundle.manifest.calls["first"]
+    tensors = {name: bundle.manifest.tensor(f"{call}/{name}", "outputs") for name in network.outputs}
+    rows = []
+    for number, frame in enumerate(frames, start=1):
+        if number in DRIFT_FRAMES:
+            expected = predict(tf.constant(frame[None]))
+            outputs, _ = network.first(network.prepare(frame))
+            pairs = {name: (expected[name].numpy(), outputs[name]) for name in expected}
+            rows.append(drift_row(number, pairs, tensors))
+        advance(1)
+    return rows
+
+
 def verify(trained: Trained, bundle: Bundle, data: clips.ClipConfig) -> dict:
     """The report of a bundle; see `write_report` for what is in it."""
+    if isinstance(trained.model, Patchwork):
+        compare, words = drift, MODES
+        checkpoint = CheckpointWindows(trained.model, trained.attention)
+    else:
+        compare, words, checkpoint = differences, (window_rollout.FULL,), PlainNetwork(trained.model)
     limit = max(DRIFT_FRAMES)
     with tqdm(total=limit, desc="drift", unit="frame") as bar:
-        rows = drift(trained, bundle, video(data, limit), advance=bar.update)
+        rows = compare(trained, bundle, video(data, limit), advance=bar.update)
     info = records.read_info(data.input_path)
-    modes = [window_rollout.parse_mode(word) for word in MODES]
+    modes = [window_rollout.parse_mode(word) for word in words]
     scores = {}
-    for name, network in (
-        ("checkpoint", CheckpointWindows(trained.model, trained.attention)),
-        ("bundle", BundleWindows(bundle)),
-    ):
+    for name, network in (("checkpoint", checkpoint), ("bundle", BundleWindows(bundle))):
         with tqdm(total=info.split(data.split).clips, desc=f"scores of {name}", unit="clip") as bar:
             results = window_scoring.evaluate(
                 network,

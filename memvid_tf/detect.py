@@ -6,7 +6,8 @@
   python -m memvid_tf.detect --bundle=exported/tiny --video=clip.mp4 --mode=adaptive --max_tau=19
   python -m memvid_tf.detect --bundle=exported/windows --video=clip.mp4 --output=masks.mp4
 
-Bundles of Patchwork look at one window of each frame, and may segment.
+Bundles of Patchwork look at one window of each frame, and may segment; those of single-frame
+networks see every frame whole.
 Needs NumPy, OpenCV and LiteRT, not TensorFlow.
 """
 
@@ -36,7 +37,7 @@ from memvid_tf.runtime.detector import InterleavedDetector
 from memvid_tf.runtime.policy import Policy
 from memvid_tf.runtime.runners import FrameResult, SyncRunner
 from memvid_tf.runtime.video import FrameSource, VideoWriter, open_source
-from memvid_tf.runtime.windowed import LEARNED, MODES, WindowResult, WindowRunner
+from memvid_tf.runtime.windowed import FULL, LEARNED, MODES, WindowResult, WindowRunner
 
 # For sources that do not say: a folder of frames, some cameras.
 _DEFAULT_FPS = 30.0
@@ -60,7 +61,8 @@ _MODE = flags.DEFINE_enum(
     "sync (default): one extractor a frame. async: f1 on every frame, f0 in a thread beside it. "
     "adaptive: the bundle's policy picks the extractor. adaptive+async: it decides when f0's "
     "thread starts. Bundles of Patchwork: dqn (default where the bundle has attention) picks the "
-    "windows, scanning takes them in turn, random any of them.",
+    "windows, scanning takes them in turn, random any of them; full sees every frame whole, as bundles "
+    "of single-frame networks do.",
 )  # fmt: skip
 _MAX_TAU = flags.DEFINE_integer(
     "max_tau", None, "Adaptive modes: most f1 frames in a row, such as 19. Default: any number.", 0
@@ -125,7 +127,9 @@ def default_mode(bundle: Bundle, mode: str | None) -> str:
     Raises:
       UserError: a mode of another system.
     """
-    windowed = bundle.manifest.system == "patchwork"
+    windowed = bundle.manifest.system != "interleaved"
+    if mode is None and bundle.manifest.system == "single_frame":
+        return FULL
     if mode is None and windowed:
         return "scanning" if bundle.manifest.attention is None else LEARNED
     if mode is None:

@@ -234,7 +234,7 @@ def test_manifests_that_contradict_themselves_are_refused(exported):
 
 def test_what_cannot_be_exported_or_run_is_refused(exported, tmp_path):
     model = exported["segmenter"][0]
-    source = patchwork_bundle.Source({}, ("foreground",), Checkpoint("ckpt-0", 0))
+    source = bundles.Source({}, ("foreground",), Checkpoint("ckpt-0", 0))
     with pytest.raises(UserError, match="needs a network with quantization 'int8'"):
         patchwork_bundle.write(model, source, bundles.Options("int8"), str(tmp_path / "b"))
     assert not list(tmp_path.iterdir())

@@ -86,7 +86,7 @@ def exported(kind):
     model = patchwork(kind, 0, *windows, quantization=quantization)
     folder = tempfile.mkdtemp(prefix="tiny_patchwork_")
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    source = patchwork_bundle.Source({"tiny": kind}, LABELS[kind], Checkpoint("ckpt-3", 3))
+    source = bundle.Source({"tiny": kind}, LABELS[kind], Checkpoint("ckpt-3", 3))
     options = bundle.Options(precision=precision, post=PostSpec(0.2, 0.5, 20))
     path = os.path.join(folder, kind)
     patchwork_bundle.write(model, source, options, path)

@@ -19,7 +19,7 @@ from memvid_tf.runtime.preprocess import resize, storer
 
 RECORD = "recorded.bin"
 INTERLEAVED = ("f0", "f1", "sync", "async", "adaptive", "adaptive+async")
-WHOLE = "full"  # every frame seen whole, which a window's time is compared with
+WHOLE = windowed.FULL  # every frame seen whole, which a window's time is compared with
 PATCHWORK = (WHOLE, *windowed.POLICIES)
 
 
@@ -59,6 +59,8 @@ class ScheduleSetting:
 def names(bundle: Bundle) -> list[str]:
     """The schedules that a bundle can run."""
     manifest = bundle.manifest
+    if manifest.system == "single_frame":
+        return []  # its frames are one call, which is measured as a graph
     if manifest.system == "patchwork":
         return list(PATCHWORK)
     return [
@@ -72,7 +74,7 @@ def names(bundle: Bundle) -> list[str]:
 def frame_size(bundle: Bundle) -> tuple[int, int]:
     """Height and width of the frames that a bundle's plans record."""
     sizes = bundle.manifest.image.sizes
-    return sizes["full" if bundle.manifest.system == "patchwork" else "f0"]
+    return sizes["f0" if bundle.manifest.system == "interleaved" else "full"]
 
 
 def recorded_frames(bundle: Bundle, frames: Sequence[np.ndarray]) -> list[np.ndarray]:
@@ -206,7 +208,10 @@ def _table(bundle: Bundle, name: str, call: str, content: dict) -> str:
 
 def _check(bundle: Bundle, setting: ScheduleSetting) -> None:
     manifest, name = bundle.manifest, setting.name
-    known = PATCHWORK if manifest.system == "patchwork" else INTERLEAVED
+    systems = {"patchwork": PATCHWORK, "interleaved": INTERLEAVED}
+    if manifest.system not in systems:
+        raise UserError(f"bundle {bundle.path} is of a single-frame network and has no schedules")
+    known = systems[manifest.system]
     if name not in known:
         raise UserError(f"schedule {name!r} is not one of {', '.join(known)}")
     if setting.adaptive and manifest.policy is None:

@@ -1,4 +1,5 @@
-"""A bundle of Patchwork as `window_rollout.WindowNetwork`: what a client runs."""
+"""A bundle of Patchwork, or of a single-frame network, as `window_rollout.WindowNetwork`: what a
+client runs."""
 
 import copy
 
@@ -8,24 +9,24 @@ from memvid_tf.evaluation.window_rollout import Costs
 from memvid_tf.runtime.attention import Attention
 from memvid_tf.runtime.bundle import Bundle
 from memvid_tf.runtime.detector import dequantizer
-from memvid_tf.runtime.patchwork import PatchworkNetwork
+from memvid_tf.runtime.windowed import load_network
 
 
 class BundleWindows:
     """Runs the graphs of a bundle, one clip after another.
 
     Args:
-      bundle: a bundle whose system is "patchwork".
+      bundle: a bundle whose system is "patchwork" or "single_frame".
     """
 
     def __init__(self, bundle: Bundle):
         manifest = bundle.manifest
-        self._network = PatchworkNetwork(bundle)
-        self.windows = self._network.layout.windows
+        self._network = load_network(bundle)
+        self.windows = self._network.windows
         self.anchors = None if manifest.anchors is None else bundle.anchors
         self._attention = None if manifest.attention is None else Attention(bundle)
         self.decay = None if manifest.attention is None else manifest.attention.decay
-        first, tail = manifest.calls["first"]
+        *_, tail = manifest.calls["first"]
         self._dequantize = {
             name: dequantizer(spec) for name, spec in manifest.signature(tail).outputs.items()
         }
@@ -35,8 +36,8 @@ class BundleWindows:
             return None if None in parts else sum(parts)
 
         self.costs = Costs(
-            full=cost(first, tail),
-            window=cost(*manifest.calls["step"]),
+            full=cost(*manifest.calls["first"]),
+            window=None if self.windows is None else cost(*manifest.calls["step"]),
             attention=None if self.decay is None else cost(*manifest.calls["attention"]),
         )
 

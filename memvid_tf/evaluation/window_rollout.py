@@ -13,10 +13,8 @@ import numpy as np
 
 from memvid_tf.errors import UserError
 from memvid_tf.runtime.attention import next_history
-from memvid_tf.runtime.windowed import POLICIES
+from memvid_tf.runtime.windowed import FULL, LEARNED, MODES, POLICIES
 
-FULL, LEARNED = "full", "dqn"
-MODES = (FULL, *POLICIES, LEARNED)
 # Logit of what is shown before the first prediction has arrived: background.
 _NOTHING = 50.0
 _SAME_ANCHOR = 1e-5  # far above the rounding of float32, far below the distance of two anchors

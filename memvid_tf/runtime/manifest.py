@@ -16,7 +16,12 @@ import json
 import re
 from typing import Any
 
-from memvid_tf.runtime import interleaved_checks, manifest_checks, patchwork_checks
+from memvid_tf.runtime import (
+    interleaved_checks,
+    manifest_checks,
+    patchwork_checks,
+    single_frame_checks,
+)
 from memvid_tf.runtime.manifest_parts import (  # noqa: F401  (the sections are named from here)
     DTYPES,
     F1_FROM_F0,
@@ -42,7 +47,11 @@ from memvid_tf.runtime.window_spec import WindowSpec
 
 SCHEMA_VERSION = 1
 # What each system needs beyond the generic schema.
-_SYSTEMS = {"interleaved": interleaved_checks.check, "patchwork": patchwork_checks.check}
+_SYSTEMS = {
+    "interleaved": interleaved_checks.check,
+    "patchwork": patchwork_checks.check,
+    "single_frame": single_frame_checks.check,
+}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,7 +6,13 @@ Every function raises BundleError for the first contradiction that it finds.
 import re
 from typing import Any
 
-from memvid_tf.runtime.manifest_parts import DTYPES, BundleError, PostSpec, TensorSpec
+from memvid_tf.runtime.manifest_parts import (
+    DTYPES,
+    MASK_RESIZE,
+    BundleError,
+    PostSpec,
+    TensorSpec,
+)
 
 
 def fail(where: str, value: Any, wanted: Any) -> None:
@@ -157,6 +163,24 @@ def _check_golden(manifest) -> None:
                         manifest.files[file].bytes,
                         f"{specs[name].bytes}, the size of tensor {call}/{name}",
                     )
+
+
+def check_predictions(manifest, call: str) -> None:
+    """Boxes or a mask from one signature, and the sections that belong to them alone."""
+    detects = "post" in manifest.calls
+    for field, needed in (
+        *((field, detects) for field in ("anchors", "box_coder", "post")),
+        ("mask", not detects),
+    ):
+        if (getattr(manifest, field) is not None) != needed:
+            what = "a value" if needed else "nothing"
+            fail(field, getattr(manifest, field), f"{what} where calls are {list(manifest.calls)}")
+    if detects:
+        check_heads(manifest, call)
+    else:
+        manifest.tensor(f"{call}/mask_logits", "outputs")
+        if manifest.mask.resize != MASK_RESIZE:
+            fail("mask.resize", manifest.mask.resize, repr(MASK_RESIZE))
 
 
 def check_heads(manifest, step: str) -> None:

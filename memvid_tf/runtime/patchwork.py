@@ -36,7 +36,8 @@ class PatchworkNetwork:
 
     Attributes:
       bundle: the bundle.
-      layout: where strips are kept; its `windows` are the actions.
+      layout: where strips are kept.
+      windows: the actions.
       outputs: names of the tail's outputs.
       body_ms, tail_ms: wall time of the latest invoke of each.
     """
@@ -54,6 +55,7 @@ class PatchworkNetwork:
         self.body_ms = self.tail_ms = 0.0
         self._spec = manifest.windows
         self.layout: StripLayout = self._spec.layout()
+        self.windows = self.layout.windows
         first, tail = manifest.calls["first"]
         window, _ = manifest.calls["step"]
         maps = self._spec.maps
@@ -92,7 +94,7 @@ class PatchworkNetwork:
         layout = self.layout
         kept = np.full([layout.memory + 1, layout.chunk], self._strip_zero, strips.dtype)
         kept[:-1] = strips[0]
-        slices = layout.windows.slices
+        slices = self.windows.slices
         ages = np.zeros([slices, slices], np.int32)
         memory = Memory(kept, dict(zip(self._spec.maps, maps)), ages)
         return self._predict(memory, self._full.last_ms), memory
@@ -111,7 +113,7 @@ class PatchworkNetwork:
         Raises:
           ValueError: there is no such action.
         """
-        windows = self.layout.windows
+        windows = self.windows
         tile = windows.tile(action)
         strips = _chunks(memory.strips)
         np.take(strips, self._read[action], out=_chunks(self._halo[0]), mode="clip")

@@ -3,22 +3,14 @@ means. Every function raises BundleError for the first contradiction that it fin
 
 import dataclasses
 
-from memvid_tf.runtime.manifest_checks import check_edge, check_heads, fail
-from memvid_tf.runtime.manifest_parts import MASK_RESIZE
+from memvid_tf.runtime.manifest_checks import check_edge, check_predictions, fail
 from memvid_tf.runtime.window_spec import describe
 
 
 def check(manifest) -> None:
     """What Patchwork needs beyond the generic schema; see `window_spec` for what it means."""
-    detects = "post" in manifest.calls
-    for field, needed in (
-        ("windows", True),
-        *((field, detects) for field in ("anchors", "box_coder", "post")),
-        ("mask", not detects),
-    ):
-        if (getattr(manifest, field) is not None) != needed:
-            what = "a value" if needed else "nothing"
-            fail(field, getattr(manifest, field), f"{what} where calls are {list(manifest.calls)}")
+    if manifest.windows is None:
+        fail("windows", None, "a value: system 'patchwork' needs it")
     for name in ("first", "step"):
         if len(manifest.calls.get(name, ())) != 2:
             found = manifest.calls.get(name)
@@ -60,12 +52,7 @@ def check(manifest) -> None:
             if manifest.tensor(f"{producer}/{name}", "outputs") != wanted:
                 found = manifest.tensor(f"{producer}/{name}", "outputs")
                 fail(f"tensor {producer}/{name}", found, f"{wanted}")
-    if detects:
-        check_heads(manifest, tail)
-    else:
-        manifest.tensor(f"{tail}/mask_logits", "outputs")
-        if manifest.mask.resize != MASK_RESIZE:
-            fail("mask.resize", manifest.mask.resize, repr(MASK_RESIZE))
+    check_predictions(manifest, tail)
     if (manifest.attention is None) != ("attention" not in manifest.calls):
         fail("attention", manifest.attention, "a value exactly where calls has 'attention'")
     if manifest.attention is not None:

@@ -2,7 +2,8 @@
 
 Two policies need no network: `scanning` takes the windows in turn, `random` any of them (PW table
 1). `dqn` is the learned one: once a frame is done, the attention network says which window of the
-next frame is worth most.
+next frame is worth most. `full` is none: every frame is seen whole, which is all that a single-frame
+network knows.
 """
 
 import dataclasses
@@ -13,12 +14,14 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
+from memvid_tf.errors import UserError
 from memvid_tf.runtime.attention import Attention, next_history
 from memvid_tf.runtime.bundle import Bundle
 from memvid_tf.runtime.detector import dequantizer, post_processing
 from memvid_tf.runtime.patchwork import PatchworkNetwork
 from memvid_tf.runtime.postprocess import Detections, foreground
 from memvid_tf.runtime.runners import Timings
+from memvid_tf.runtime.single_frame import SingleFrameNetwork
 
 RANDOM_SEED = 0
 
@@ -93,8 +96,20 @@ class Learned:
 
 
 POLICIES: dict[str, Callable[[int], AttentionPolicy]] = {"scanning": Scanning, "random": Random}
-LEARNED = "dqn"
-MODES = (*POLICIES, LEARNED)
+FULL, LEARNED = "full", "dqn"
+MODES = (FULL, *POLICIES, LEARNED)
+
+
+def load_network(bundle: Bundle, num_threads: int = 1) -> PatchworkNetwork | SingleFrameNetwork:
+    """The graphs of a bundle whose frames can be seen whole.
+
+    Raises:
+      BundleError: another system, or a graph that differs from the manifest.
+      GraphError: a graph that cannot be loaded.
+    """
+    if bundle.manifest.system == "single_frame":
+        return SingleFrameNetwork(bundle, num_threads)
+    return PatchworkNetwork(bundle, num_threads)
 
 
 class WindowResult(NamedTuple):
@@ -104,7 +119,7 @@ class WindowResult(NamedTuple):
       index: number of the frame, from 0.
       detections: what was found; None where the bundle segments.
       mask: [H, W] bool of the size of the frame; None where the bundle detects.
-      action: the window that was looked at; None for the first frame, seen whole.
+      action: the window that was looked at; None for a frame that was seen whole, as the first is.
       window: the same as a box `[ymin, xmin, ymax, xmax]`, normalised.
       ages_frames: [slices, slices] int32, frames since each tile was in a window.
       timings: wall times; `extract_ms` is the body's and `memory_ms` the tail's.
@@ -120,7 +135,7 @@ class WindowResult(NamedTuple):
 
 
 class WindowRunner:
-    """Runs one window a frame, in the calling thread."""
+    """Runs one window a frame, or all of it, in the calling thread."""
 
     def __init__(
         self,
@@ -132,22 +147,28 @@ class WindowRunner:
         """Loads the graphs.
 
         Args:
-          bundle: a bundle whose system is "patchwork".
+          bundle: a bundle whose system is "patchwork" or "single_frame".
           policy: one of `MODES`.
           num_threads: threads of one invoke.
           score_threshold: of detections; None keeps the bundle's.
 
         Raises:
-          UserError: the learned policy, of a bundle that has no attention network.
+          UserError: the learned policy, of a bundle that has no attention network, or any policy
+            of one that has no windows.
         """
-        self._network = PatchworkNetwork(bundle, num_threads)
-        self._windows = self._network.layout.windows
+        self._network = load_network(bundle, num_threads)
+        self._windows = self._network.windows
+        if self._windows is None and policy != FULL:
+            raise UserError(
+                f"bundle {bundle.path} is of a single-frame network, which has no windows to pick; "
+                f"its only mode is {FULL!r}, not {policy!r}"
+            )
         self._make_policy = POLICIES.get(policy)
         if policy == LEARNED:
             attention = Attention(bundle, num_threads)
             self._make_policy = functools.partial(Learned, attention)
         manifest = bundle.manifest
-        tail = manifest.calls["first"][1]
+        *_, tail = manifest.calls["first"]
         self._mask, self._post = manifest.mask, None
         if manifest.mask is None:
             self._post = post_processing(bundle, tail, num_threads, score_threshold)
@@ -157,13 +178,13 @@ class WindowRunner:
     def run(self, frames: Iterable[np.ndarray]) -> Iterator[WindowResult]:
         """Yields a result for every frame of one video, [H, W, 3] uint8 RGB arrays."""
         network, memory = self._network, None
-        policy = self._make_policy(self._windows.count)
+        policy = self._make_policy and self._make_policy(self._windows.count)
         for index, frame in enumerate(frames):
             start = time.perf_counter()
             image = network.prepare(frame)
             ready = time.perf_counter()
             action = None
-            if memory is None:
+            if memory is None or policy is None:
                 outputs, memory = network.first(image)
             else:
                 action = policy.pick(index)
@@ -176,7 +197,8 @@ class WindowRunner:
             else:
                 detections = self._post(outputs["box_encodings"], outputs["class_logits"])
             done = time.perf_counter()
-            policy.observe(outputs)
+            if policy is not None:
+                policy.observe(outputs)
             end = time.perf_counter()
             timings = Timings(
                 (ready - start) * 1e3,

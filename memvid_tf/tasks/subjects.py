@@ -88,7 +88,7 @@ def from_bundle(path: str) -> Subject:
     """The network of a bundle."""
     bundle = Bundle.load(path)
     manifest = bundle.manifest
-    windowed = manifest.system == "patchwork"
+    windowed = manifest.system != "interleaved"
     task = manifest.config["task"]
     return Subject(
         BundleWindows(bundle) if windowed else BundleNetwork(bundle),
