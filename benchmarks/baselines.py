@@ -25,7 +25,7 @@ from memvid_tf.models import zoo
 FLAGS = flags.FLAGS
 FRAMES = 50  # with the large extractor, a step
 # The narrowest are compared with the interleaved detector, whose f0 sees 193500 frames.
-STEPS = {"wide": 1500, "narrowest": 3870}
+STEPS = {"wide": 1000, "narrowest": 3870}
 QUICK_STEPS = {"wide": 40, "narrowest": 40}
 # Of table 1: f0 alone runs. Training gives f1 a frame of each clip, so that it can be exported.
 F0_ALONE = ("task.f0_probability=1.0", "task.validation_tau=0")
