@@ -7,7 +7,6 @@ from export import bundle, gate
 from export.graphs import SERVING
 from memvid_tf.detection.matching import CODER_WEIGHTS
 from memvid_tf.errors import UserError
-from memvid_tf.models.single_frame import SingleFrameDetector
 from memvid_tf.runtime import manifest as schema
 
 POST = f"post/{SERVING}"
@@ -25,7 +24,7 @@ def check_precision(network, options: bundle.Options) -> None:
 
 
 def _detects(network) -> bool:
-    return isinstance(network, SingleFrameDetector)
+    return hasattr(network, "anchors")
 
 
 def post_calls(network) -> dict[str, tuple[str, ...]]:
