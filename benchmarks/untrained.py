@@ -48,10 +48,7 @@ def observe_attention(attention):
 
 def flatbuffer(network, precision: str) -> bytes:
     """The `.tflite` of a single-frame network: from a stored frame to what its tail returns."""
-    import tensorflow as tf
+    from export import bundle, single_frame_bundle
 
-    from export import convert
-
-    spec = tf.TensorSpec([1, *network.config.image_size, 3], tf.float32, "image")
-    whole = tf.function(lambda image: network.tail(network.body(image)), input_signature=[spec])
-    return convert.convert(network, {"serving_default": whole}, precision=precision)
+    graphs = single_frame_bundle.convert_graphs(network, bundle.Options(precision=precision))
+    return graphs["network"]
