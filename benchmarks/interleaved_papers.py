@@ -20,23 +20,6 @@ from memvid_tf import errors
 from memvid_tf.models import zoo
 
 FLAGS = flags.FLAGS
-flags.DEFINE_string("data", "data/synthetic", "Synthetic video set. Example: --data=data/synthetic")
-flags.DEFINE_string("work_dir", "runs/interleaved_papers", "Trainings and bundles. Example: runs/interleaved_papers")
-flags.DEFINE_list("seeds", ["0", "1", "2"], "Seeds of the trainings. Example: --seeds=0,1,2")
-flags.DEFINE_list(
-    "paper_cell_seeds", ["0"], "Seeds of the paper's form of the memory. Example: 0,1,2"
-)
-flags.DEFINE_list(
-    "flow_seeds", ["0", "1", "2"], "Seeds of flow-guided detection, of --seeds. Example: 0,1,2"
-)
-flags.DEFINE_bool("quick", False, "Train for minutes: shows that it works, proves no claim.")
-flags.DEFINE_string(
-    "output",
-    "benchmarks/results/interleaved_papers",
-    "Results, as PATH.json, PATH.md and PATH_fig6.svg. Example: "
-    "benchmarks/results/interleaved_papers",
-)
-
 STEPS = {"float": 4000, "memory": 6500, "qat": 800}
 QUICK_STEPS = {"float": 60, "memory": 20, "qat": 20}
 INT8_MODES = ("f0", "f1", "1", "4", "9", "19", "async9")
@@ -48,6 +31,28 @@ COMPARED = {"paper": ("f0", "f1", "9"), "flow_guided": ("f0", "f1", *TAUS)}
 PAPER_MAP = {"f0": 0.639, "f1": 0.306, "9": 0.614, "async9": 0.604}
 PAPER_INT8_MAP = {"9": 0.603, "async9": 0.593}
 PAPER_FLOW_MAP = {"9": 0.612}  # its key frames are ten frames apart
+
+
+def define_flags() -> None:
+    """The flags of this program."""
+    flags.DEFINE_string("data", "data/synthetic", "Synthetic set. Example: --data=data/synthetic")
+    flags.DEFINE_string(
+        "work_dir", "runs/interleaved_papers", "Trainings. Example: runs/interleaved_papers"
+    )
+    flags.DEFINE_list("seeds", ["0", "1", "2"], "Seeds of the trainings. Example: --seeds=0,1,2")
+    flags.DEFINE_list(
+        "paper_cell_seeds", ["0"], "Seeds of the paper's form of the memory. Example: 0,1,2"
+    )
+    flags.DEFINE_list(
+        "flow_seeds", ["0", "1", "2"], "Seeds of flow-guided detection, of --seeds. Example: 0,1,2"
+    )
+    flags.DEFINE_bool("quick", False, "Train for minutes: shows that it works, proves no claim.")
+    flags.DEFINE_string(
+        "output",
+        "benchmarks/results/interleaved_papers",
+        "Results, as PATH.json, PATH.md and PATH_fig6.svg. Example: "
+        "benchmarks/results/interleaved_papers",
+    )
 
 
 def runs(
@@ -351,4 +356,5 @@ def main(argv):
 
 
 if __name__ == "__main__":
+    define_flags()
     errors.run(main)
