@@ -181,6 +181,7 @@ def test_scoring_names_every_mode_and_tells_of_progress():
 
     class Blind:
         policy = None
+        f1_only_reads = False
         anchors = np.full([2, 4], 0.5, np.float32)
 
         def extract(self, frames, extractor):
