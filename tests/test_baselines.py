@@ -38,7 +38,7 @@ def test_every_training_is_one_that_the_program_takes(run):
         assert data.input_path.endswith("/set") and task.validation_data.input_path.endswith("/set")
         assert tuple(data.image_size) == tuple(task.model.image_size) == (96, 96)
         seen = data.global_batch_size * data.unroll_frames
-        if phase.name in baselines.SINGLE:
+        if step.flags["experiment"] == "detector":
             assert seen == baselines.FRAMES
             widths[phase.name] = task.model.depth_multiplier
         else:
@@ -50,7 +50,8 @@ def test_every_training_is_one_that_the_program_takes(run):
     for names in (baselines.SINGLE, baselines.LSTM):
         alphas = [widths[name] for name in names]
         assert alphas == sorted(set(alphas), reverse=True) and alphas[0] == 0.75
-    # What the narrowest see is what f0 of the interleaved detector sees, in both of its phases.
+    assert set(known) >= set(baselines.LONG.values())
+    # What those that are trained long see is what f0 of the interleaved detector sees, in both of its phases.
     phases = pipeline.tiny_phases(*interleaved_papers.STEPS.values())
     loaded = [
         configuration.load("interleaved", [f"{pipeline.ROOT}/configs/{c}.yaml" for c in p.configs], "")
@@ -63,7 +64,7 @@ def test_every_training_is_one_that_the_program_takes(run):
         * params.task.f0_probability
         for phase, params in zip(phases, loaded)
     )
-    assert baselines.STEPS["narrowest"] * baselines.FRAMES == pytest.approx(seen)
+    assert baselines.STEPS["long"] * baselines.FRAMES == pytest.approx(seen)
 
 
 def test_the_bottleneck_lstm_has_one_twin():
@@ -82,7 +83,7 @@ def test_twins_can_be_built(run, name):
 
 
 def test_every_claim_is_about_something_that_is_scored_and_counted():
-    names = (*baselines.WITH_MEMORY, *baselines.SINGLE)
+    names = (*baselines.WITH_MEMORY, *baselines.SINGLE, *baselines.LONG.values())
     keys = [*names, *(f"interleaved:{mode}" for mode in baselines.INTERLEAVED)]
     counted = baselines.costs_of()
     assert set(counted) == set(keys)
