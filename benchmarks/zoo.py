@@ -5,8 +5,8 @@ r"""Builds every network of the zoo at paper scale, counts it, exports it past t
 
 Weights are random and ranges observed on noise: what a network costs, how large its files are, how
 long they take and whether it can be exported does not depend on them. Interrupted and started again,
-it goes on where it was; the int8 graphs are timed at the end, one after another, which takes two
-minutes and wants an idle machine.
+it goes on where it was; the int8 graphs are timed at the end, one after another, which takes less than
+a minute and wants an idle machine.
 """
 
 import os
