@@ -83,27 +83,33 @@ def steps(run: pipeline.Run) -> list[pipeline.Step]:
     ]
 
 
-def scores_of(run: pipeline.Run, interleaved: str) -> dict[str, float]:
+def interleaved_modes(work_dir: str, seed: int) -> dict[str, dict]:
+    """Results of the interleaved detector of a seed, by mode.
+
+    Raises:
+      UserError: if they are not there.
+    """
+    path = os.path.join(work_dir, "factored", f"seed_{seed}", "results", "float.json")
+    if not os.path.isfile(path):
+        raise errors.UserError(
+            f"{path} is not there; run python -m benchmarks.interleaved_papers with this seed "
+            "first and name its --work_dir with --interleaved"
+        )
+    return pipeline.read(path)["modes"]
+
+
+def scores_of(run: pipeline.Run, interleaved: dict[str, dict]) -> dict[str, float]:
     """mAP of a seed by entry of the zoo, and by "interleaved:mode".
 
     Args:
       run: of the seed.
-      interleaved: results of the interleaved detector of that seed.
-
-    Raises:
-      UserError: if these are not there.
+      interleaved: what `interleaved_modes` returned for it.
     """
     found = {}
     for name in (*WITH_MEMORY, *SINGLE, *LONG.values()):
         (result,) = run.result(name)["modes"].values()
         found[name] = result["mean_ap"]
-    if not os.path.isfile(interleaved):
-        raise errors.UserError(
-            f"{interleaved} is not there; run python -m benchmarks.interleaved_papers with this "
-            "seed first and name its --work_dir with --interleaved"
-        )
-    modes = pipeline.read(interleaved)["modes"]
-    return found | {f"interleaved:{mode}": modes[mode]["mean_ap"] for mode in INTERLEAVED}
+    return found | {f"interleaved:{mode}": interleaved[mode]["mean_ap"] for mode in INTERLEAVED}
 
 
 def costs_of() -> dict[str, float]:
@@ -191,13 +197,12 @@ def picture(result: dict) -> str:
     """Accuracy against cost, as SVG."""
     from benchmarks import plots
 
-    series = []
-    for name, keys in FRONTIER.items():
-        costs = [result["costs"][key] / 1e6 for key in keys]
-        values = [result["scores"][key]["mean"] for key in keys]
-        series.append(plots.Series(name, costs, values, "marked"))
-    x_label = "multiply-adds of an average frame, M"
-    return plots.svg("Accuracy against cost", x_label, "mAP", series, log_x=True)
+    lines = {
+        name: [(result["costs"][key], result["scores"][key]["mean"]) for key in keys]
+        for name, keys in FRONTIER.items()
+    }
+    x_label = "multiply-adds of an average frame"
+    return plots.cost_svg("Accuracy against cost", x_label, "mAP", lines)
 
 
 def markdown(result: dict, output: str) -> str:
@@ -252,33 +257,20 @@ def markdown(result: dict, output: str) -> str:
 def main(argv):
     if len(argv) > 1:
         raise errors.UserError(f"unexpected argument {argv[1]!r}; every option is a --flag")
-    if not all(seed.isdigit() for seed in FLAGS.seeds):
-        raise errors.UserError(f"--seeds={','.join(FLAGS.seeds)} must be whole numbers")
+    counts = QUICK_STEPS if FLAGS.quick else STEPS
+    runs = pipeline.runs_by_seed(
+        FLAGS.seeds, FLAGS.work_dir, FLAGS.data, phases(counts), FLAGS.quick
+    )
     from memvid_tf import provenance
     from memvid_tf.data import records
 
     info = records.read_info(FLAGS.data)
-    counts = QUICK_STEPS if FLAGS.quick else STEPS
-    loop = ("trainer.steps_per_loop=10", "trainer.summary_interval=10") if FLAGS.quick else ()
-    runs = {
-        int(seed): pipeline.Run(
-            os.path.join(FLAGS.work_dir, f"seed_{seed}"),
-            FLAGS.data,
-            phases(counts),
-            loop,
-            int(seed),
-            validates=False,
-        )
-        for seed in FLAGS.seeds
-    }
+    # What they are compared with, before hours of training.
+    interleaved = {seed: interleaved_modes(FLAGS.interleaved, seed) for seed in runs}
     for seed, run in runs.items():
         print(f"== seed {seed}", flush=True)
         pipeline.run(steps(run))
-    folder = os.path.join(FLAGS.interleaved, "factored")
-    by_seed = [
-        scores_of(run, os.path.join(folder, f"seed_{seed}", "results", "float.json"))
-        for seed, run in runs.items()
-    ]
+    by_seed = [scores_of(run, interleaved[seed]) for seed, run in runs.items()]
     result = {
         "seeds": list(runs),
         "quick": FLAGS.quick,

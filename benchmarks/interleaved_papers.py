@@ -161,6 +161,7 @@ CLAIMS = (
     ),
 )
 
+
 def _fall(source):
     """What is lost from the shortest to the longest distance of key frames."""
     return lambda s: s[f"{source}:{TAUS[0]}"] - s[f"{source}:{TAUS[-1]}"]

@@ -330,14 +330,8 @@ def picture(result: dict) -> str:
     """Accuracy against cost of all tiny networks, as SVG."""
     from benchmarks import plots
 
-    series = []
-    for name, points in result["costs"].items():
-        costs, values = zip(*points)
-        series.append(plots.Series(name, [cost / 1e6 for cost in costs], values, "marked"))
-    x_label = "multiply-adds of an average frame, M"
-    return plots.svg(
-        "Accuracy against cost of the tiny networks", x_label, "mAP", series, log_x=True
-    )
+    title, x_label = "Accuracy against cost of the tiny networks", "multiply-adds of an average frame"
+    return plots.cost_svg(title, x_label, "mAP", result["costs"])
 
 
 def csv_of(rows: list[dict]) -> str:

@@ -301,3 +301,39 @@ class Run:
     def result(self, source: str) -> dict:
         """What an evaluation wrote."""
         return read(self.path("results", f"{source}.json"))
+
+
+def runs_by_seed(
+    seeds: Sequence[str],
+    work_dir: str,
+    data: str,
+    phases: tuple[Phase, ...],
+    quick: bool,
+    scoring: Mapping[str, object] | None = None,
+) -> dict[int, Run]:
+    """A run for each seed, in a folder of its own; scored afterwards, so not validated on the way.
+
+    Args:
+      seeds: as they were typed.
+      work_dir: of all of them.
+      data, phases, scoring: see `Run`.
+      quick: whether trainings are of a few steps.
+
+    Raises:
+      UserError: a seed that is no whole number.
+    """
+    if not all(seed.isdigit() for seed in seeds):
+        raise errors.UserError(f"--seeds={','.join(seeds)} must be whole numbers")
+    loop = ("trainer.steps_per_loop=10", "trainer.summary_interval=10") if quick else ()
+    return {
+        int(seed): Run(
+            os.path.join(work_dir, f"seed_{int(seed)}"),
+            data,
+            phases,
+            loop,
+            int(seed),
+            validates=False,
+            scoring=scoring or {},
+        )
+        for seed in seeds
+    }

@@ -71,6 +71,22 @@ def svg(
     return _saved(SIZE_INCHES, fill)
 
 
+def cost_svg(
+    title: str, x_label: str, y_label: str, lines: dict[str, Sequence[tuple[float, float]]]
+) -> str:
+    """Accuracy against cost as SVG.
+
+    Args:
+      title, x_label, y_label: texts.
+      lines: (multiply-adds, accuracy) of its points, by the name of a line.
+    """
+    series = [
+        Series(name, [cost / 1e6 for cost, _ in points], [value for _, value in points], "marked")
+        for name, points in lines.items()
+    ]
+    return svg(title, f"{x_label}, M", y_label, series, log_x=True)
+
+
 def columns_svg(title: str, x_label: str, plots: dict[str, Sequence[Series]]) -> str:
     """Several plots under one another, of one x axis, as SVG.
 

@@ -227,13 +227,12 @@ def picture(result: dict) -> str:
     from benchmarks import plots
 
     metric = METRICS[result["kind"]][0]
-    series = []
-    for name, keys in FRONTIER.items():
-        costs = [result["costs"][key] / 1e6 for key in keys]
-        values = [result["scores"][metric][key]["mean"] for key in keys]
-        series.append(plots.Series(name, costs, values, "marked"))
-    x_label = "multiply-adds of the costliest frame, M"
-    return plots.svg("Accuracy against cost", x_label, metric, series, log_x=True)
+    lines = {
+        name: [(result["costs"][key], result["scores"][metric][key]["mean"]) for key in keys]
+        for name, keys in FRONTIER.items()
+    }
+    x_label = "multiply-adds of the costliest frame"
+    return plots.cost_svg("Accuracy against cost", x_label, metric, lines)
 
 
 def markdown(result: dict, output: str) -> str:
@@ -300,35 +299,25 @@ def markdown(result: dict, output: str) -> str:
 def main(argv):
     if len(argv) > 1:
         raise errors.UserError(f"unexpected argument {argv[1]!r}; every option is a --flag")
-    if not all(seed.isdigit() for seed in FLAGS.seeds):
-        raise errors.UserError(f"--seeds={','.join(FLAGS.seeds)} must be whole numbers")
+    counts = QUICK_STEPS if FLAGS.quick else STEPS[FLAGS.kind]
+    runs = pipeline.runs_by_seed(
+        FLAGS.seeds,
+        os.path.join(FLAGS.work_dir, FLAGS.kind),
+        FLAGS.data,
+        phases(FLAGS.kind, counts),
+        FLAGS.quick,
+        SCORING[FLAGS.kind],
+    )
     from memvid_tf import provenance
     from memvid_tf.data import records
 
     info = records.read_info(FLAGS.data)
-    counts = QUICK_STEPS if FLAGS.quick else STEPS[FLAGS.kind]
-    loop = ()
-    if FLAGS.quick:
-        loop = ("trainer.steps_per_loop=10", "trainer.summary_interval=10")
-    seeds = [int(seed) for seed in FLAGS.seeds]
-    runs = {
-        seed: pipeline.Run(
-            os.path.join(FLAGS.work_dir, FLAGS.kind, f"seed_{seed}"),
-            FLAGS.data,
-            phases(FLAGS.kind, counts),
-            loop,
-            seed,
-            validates=False,
-            scoring=SCORING[FLAGS.kind],
-        )
-        for seed in seeds
-    }
     for seed, run in runs.items():
         print(f"== seed {seed}", flush=True)
         pipeline.run(steps(run))
     result = {
         "kind": FLAGS.kind,
-        "seeds": seeds,
+        "seeds": list(runs),
         "quick": FLAGS.quick,
         "steps": counts,
         "test_clips": info.split("test").clips,

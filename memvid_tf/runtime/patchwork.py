@@ -12,7 +12,7 @@ import numpy as np
 from memvid_tf.runtime.bundle import Bundle
 from memvid_tf.runtime.detector import load_graph
 from memvid_tf.runtime.manifest import TensorSpec
-from memvid_tf.runtime.preprocess import resize, storer
+from memvid_tf.runtime.preprocess import whole_frame
 from memvid_tf.windows import StripLayout
 
 
@@ -36,6 +36,7 @@ class PatchworkNetwork:
 
     Attributes:
       bundle: the bundle.
+      prepare: see `preprocess.whole_frame`.
       layout: where strips are kept.
       windows: the actions.
       outputs: names of the tail's outputs.
@@ -66,7 +67,7 @@ class PatchworkNetwork:
         self.outputs = tuple(manifest.signature(tail).outputs)
         self._tail = load_graph(bundle, tail, num_threads).bind(maps, self.outputs)
         image = manifest.tensor(f"{first}/image", "inputs")
-        self._size, self._store = manifest.image.sizes["full"], storer(manifest.image, image)
+        self.prepare = whole_frame(manifest.image, image)
         self._image_zero = _zero(image)
         self._strip_zero = _zero(manifest.tensor(f"{window}/halo", "inputs"))
         inputs = manifest.signature(window).inputs
@@ -76,10 +77,6 @@ class PatchworkNetwork:
         self._read, self._places = (
             table.astype(np.intp) for table in (self.layout.read, self.layout.places)
         )
-
-    def prepare(self, frame: np.ndarray) -> np.ndarray:
-        """[H, W, 3] uint8 RGB of any size to the stored image of the full frame, [1, h, w, 3]."""
-        return self._store(resize(frame, self._size))[np.newaxis]
 
     def first(self, image: np.ndarray) -> tuple[dict[str, np.ndarray], Memory]:
         """The first frame of a video, seen whole.

@@ -87,3 +87,10 @@ def storer(image: ImageSpec, tensor: TensorSpec) -> Callable[[np.ndarray], np.nd
             # The range [-1, 127/128] makes the stored value the pixel with its top bit flipped.
             return lambda pixels: (pixels ^ np.uint8(0x80)).view(np.int8)
     return lambda pixels: cv2.LUT(pixels, table)
+
+
+def whole_frame(image: ImageSpec, tensor: TensorSpec) -> Callable[[np.ndarray], np.ndarray]:
+    """A function from [H, W, 3] uint8 RGB of any size to the stored image of the full frame,
+    [1, h, w, 3], for graphs that know it as `full`."""
+    size, store = image.sizes["full"], storer(image, tensor)
+    return lambda frame: store(resize(frame, size))[np.newaxis]

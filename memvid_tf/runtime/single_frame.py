@@ -8,13 +8,14 @@ import numpy as np
 from memvid_tf.runtime.bundle import Bundle
 from memvid_tf.runtime.detector import load_graph
 from memvid_tf.runtime.patchwork import Memory
-from memvid_tf.runtime.preprocess import resize, storer
+from memvid_tf.runtime.preprocess import whole_frame
 
 
 class SingleFrameNetwork:
     """The graph of one bundle, for one thread.
 
     Attributes:
+      prepare: see `preprocess.whole_frame`.
       windows: None; there are none.
       outputs: names of the graph's outputs.
       body_ms: wall time of the latest invoke.
@@ -38,11 +39,7 @@ class SingleFrameNetwork:
         self.outputs = tuple(manifest.signature(call).outputs)
         self._run = load_graph(bundle, call, num_threads).bind(("image",), self.outputs)
         image = manifest.tensor(f"{call}/image", "inputs")
-        self._size, self._store = manifest.image.sizes["full"], storer(manifest.image, image)
-
-    def prepare(self, frame: np.ndarray) -> np.ndarray:
-        """[H, W, 3] uint8 RGB of any size to the stored image, [1, h, w, 3]."""
-        return self._store(resize(frame, self._size))[np.newaxis]
+        self.prepare = whole_frame(manifest.image, image)
 
     def first(self, image: np.ndarray) -> tuple[dict[str, np.ndarray], Memory]:
         """Any frame, which is the first of what the network knows.
