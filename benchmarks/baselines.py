@@ -25,8 +25,8 @@ from memvid_tf.models import zoo
 FLAGS = flags.FLAGS
 FRAMES = 50  # with the large extractor, a step
 # The last is for those that are compared with the interleaved detector, whose f0 sees 193500 frames.
-STEPS = {"networks": 1000, "long": 3870}
-QUICK_STEPS = {"networks": 40, "long": 40}
+STEPS = {"networks": 1000, "long": 3870, "qat": 800}
+QUICK_STEPS = {"networks": 40, "long": 40, "qat": 20}
 # Of table 1: f0 alone runs. Training gives f1 a frame of each clip, so that it can be exported.
 F0_ALONE = ("task.f0_probability=1.0", "task.validation_tau=0")
 # Here the twin of interleaved_bottleneck_conv_lstm is that of the widest network of table 2.
@@ -42,6 +42,9 @@ SINGLE = {f"ssdlite_{a}": p for a, p in zip(WIDTHS, ("60.5", "58.4", "48.4", "42
 LSTM = {f"ssdlite_lstm_{a}": p for a, p in zip(WIDTHS, ("64.1", "59.1", "50.3", "45.1"))}
 # The narrowest, as they are called where they are trained as long as the interleaved detector.
 LONG = {f"{kind}_{WIDTHS[-1]}": f"{kind}_{WIDTHS[-1]}_long" for kind in ("ssdlite", "ssdlite_lstm")}
+# After its long training the narrowest is quantized, and its bundle is scored.
+QUANTIZED = "ssdlite_0.35_qat"
+BUNDLE = f"{QUANTIZED}_int8"
 # The interleaved detector, trained and scored by benchmarks.interleaved_papers.
 INTERLEAVED = ("f0", "1", "4", "9", "19")
 PAPER = CELLS | SINGLE | LSTM | {"interleaved:f0": "63.9", "interleaved:9": "61.4"}
@@ -52,20 +55,25 @@ WITH_MEMORY = tuple(CELLS | LSTM)
 def phases(counts: dict[str, int]) -> tuple[pipeline.Phase, ...]:
     """All trainings of one seed, named after the entries of the zoo."""
 
-    def phase(entry, name, steps_of):
+    def phase(entry, name, steps_of, **more):
         pairs, experiment = entry.tiny_settings, "interleaved"
         if entry.name in SINGLE:
             pairs += (f"task.train_data.global_batch_size={FRAMES}",)
             experiment = "detector"
         else:
             pairs = tuple(dict.fromkeys((*pairs, *F0_ALONE)))
+        fields = {"configs": (entry.tiny,), "follows": "", **more}
         return pipeline.Phase(
-            name, (entry.tiny,), steps_of, pairs, experiment=experiment, follows=""
+            name=name, steps=steps_of, pairs=pairs, experiment=experiment, **fields
         )
 
     entries = [zoo.find(name) for name in (*WITH_MEMORY, *SINGLE)]
     found = [phase(entry, entry.name, counts["networks"]) for entry in entries]
     found += [phase(zoo.find(name), long, counts["long"]) for name, long in LONG.items()]
+    narrowest, before = next(iter(LONG.items()))
+    entry = zoo.find(narrowest)
+    configs = (entry.tiny, "single_frame_tiny_qat")
+    found.append(phase(entry, QUANTIZED, counts["qat"], configs=configs, follows=before))
     return tuple(found)
 
 
@@ -80,6 +88,8 @@ def steps(run: pipeline.Run) -> list[pipeline.Step]:
         *run.trainings(),
         *(run.phase_evaluation(name, modes(name)) for name in (*WITH_MEMORY, *SINGLE)),
         *(run.phase_evaluation(long, modes(name)) for name, long in LONG.items()),
+        run.phase_export(QUANTIZED),
+        run.bundle_evaluation(QUANTIZED, ("full",)),
     ]
 
 
@@ -106,7 +116,7 @@ def scores_of(run: pipeline.Run, interleaved: dict[str, dict]) -> dict[str, floa
       interleaved: what `interleaved_modes` returned for it.
     """
     found = {}
-    for name in (*WITH_MEMORY, *SINGLE, *LONG.values()):
+    for name in (*WITH_MEMORY, *SINGLE, *LONG.values(), BUNDLE):
         (result,) = run.result(name)["modes"].values()
         found[name] = result["mean_ap"]
     return found | {f"interleaved:{mode}": interleaved[mode]["mean_ap"] for mode in INTERLEAVED}
@@ -123,6 +133,7 @@ def costs_of() -> dict[str, float]:
     found = {name: parts(name)["a frame of f0"] for name in WITH_MEMORY}
     found |= {name: parts(name)["a frame"] for name in SINGLE}
     found |= {long: found[name] for name, long in LONG.items()}
+    found[BUNDLE] = found["ssdlite_0.35"]
     f0, f1 = (parts("interleaved")[f"a frame of {extractor}"] for extractor in ("f0", "f1"))
     for mode in INTERLEAVED:
         tau = 0 if mode == "f0" else int(mode)
@@ -224,11 +235,12 @@ def markdown(result: dict, output: str) -> str:
         [
             "# The networks of LFS tables 1 and 2 on the synthetic video set",
             "",
-            f"Tiny twins in float; seeds {', '.join(map(str, result['seeds']))}, "
+            f"Tiny twins, in float but for one; seeds {', '.join(map(str, result['seeds']))}, "
             f"{result['test_clips']} unseen clips; mean ± standard deviation over seeds. "
             f"{counts['networks']} steps of {FRAMES} frames with the large extractor; `_long` is "
             f"{counts['long']}, after which a network has seen as many as f0 of the interleaved "
-            "detector, which is that of interleaved_papers.md. "
+            "detector, which is that of interleaved_papers.md; `_qat_int8` is an int8 bundle of the "
+            f"first after {counts['qat']} more. "
             f"{machine['processor']}, {result['provenance']['date']}. The paper's column is "
             "ImageNet VID at 320 px: compare orders, not values.",
             "",

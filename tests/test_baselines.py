@@ -84,7 +84,7 @@ def test_twins_can_be_built(run, name):
 
 def test_every_claim_is_about_something_that_is_scored_and_counted():
     names = (*baselines.WITH_MEMORY, *baselines.SINGLE, *baselines.LONG.values())
-    keys = [*names, *(f"interleaved:{mode}" for mode in baselines.INTERLEAVED)]
+    keys = [*names, *(f"interleaved:{mode}" for mode in baselines.INTERLEAVED), baselines.BUNDLE]
     counted = baselines.costs_of()
     assert set(counted) == set(keys)
     for name in baselines.FRONTIER.values():
