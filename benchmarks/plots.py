@@ -7,6 +7,7 @@ import io
 from collections.abc import Sequence
 
 SIZE_INCHES = (6.4, 2.8)
+LEGEND_INSIDE = 3  # names; more cover the points, and stand beside the plot
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,12 +60,16 @@ def svg(
       ValueError: no points, or an unknown style.
     """
 
+    from matplotlib.ticker import LogLocator
+
     def fill(figure):
         axes = figure.subplots()
         _fill(axes, y_label, series, title)
         axes.set(title=title, xlabel=x_label)
         if log_x:
             axes.set_xscale("log")
+            axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axes.xaxis.set_major_formatter("{x:g}")
         if from_zero:
             axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]))
 
@@ -116,7 +121,10 @@ def _fill(axes, y_label, series, title):
     axes.set(ylabel=y_label)
     axes.margins(y=0.15)  # room for the labels of the highest points
     axes.grid(alpha=0.3)
-    if any(one.name for one in series):
+    names = sum(bool(one.name) for one in series)
+    if names > LEGEND_INSIDE:
+        axes.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False, fontsize=8)
+    elif names:
         axes.legend()
 
 
