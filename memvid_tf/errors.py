@@ -1,5 +1,7 @@
 """What a program tells its user when the input is wrong: one line, and a non-zero exit."""
 
+import contextlib
+import os
 import sys
 from collections.abc import Callable
 
@@ -18,12 +20,15 @@ class Terminated(Exception):
 def run(main: Callable[[list[str]], int | None]) -> None:
     """Runs an absl program whose `UserError`s become `error: <message>` and exit code 2.
 
-    As in a shell, 130 says that it was interrupted and 143 that it was terminated.
+    As in a shell, 130 says that it was interrupted, 143 that it was terminated and 141 that nobody
+    reads its output any more, as `head` does not.
     """
 
     def guarded(argv: list[str]) -> int | None:
         try:
-            return main(argv)
+            code = main(argv)
+            sys.stdout.flush()  # not at exit, where a closed pipe would be reported as a failure
+            return code
         except UserError as error:
             message = " ".join(str(error).split())
             print(f"error: {message}", file=sys.stderr)
@@ -34,5 +39,12 @@ def run(main: Callable[[list[str]], int | None]) -> None:
         except Terminated as end:
             print(end, file=sys.stderr)
             return 143
+        except BrokenPipeError:
+            with contextlib.suppress(BrokenPipeError):
+                sys.stdout.flush()
+                raise  # it was another pipe
+            # What is left in the buffer must go somewhere when Python ends.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 141
 
     app.run(guarded)

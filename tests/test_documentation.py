@@ -129,6 +129,15 @@ def test_every_command_is_accepted(page, tmp_path):
             check(command, made)
 
 
+def test_every_command_of_the_pages_of_networks_is_accepted():
+    """Among them those that made the ready bundles."""
+    pages = (ROOT / "benchmarks" / "results" / "models").glob("*.md")
+    found = {command for page in pages for command in commands(page.read_text(encoding="utf-8"))}
+    assert len(found) > len(zoo.ENTRIES)
+    for command in sorted(found):
+        check(command)
+
+
 @pytest.mark.parametrize(
     "command, message",
     [

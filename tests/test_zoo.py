@@ -1,5 +1,6 @@
 """The zoo: every entry is what its configuration says, and every ready bundle keeps its word."""
 
+import os
 import re
 import subprocess
 import sys
@@ -102,6 +103,27 @@ def test_list_and_show():
     assert "configs/interleaved_tiny_policy.yaml" in shown.stdout
     shown = run("--nocount", "show", "interleaved_conv_lstm")
     assert shown.stdout.count("task.model.cell=conv_lstm,task.model.state_channels=") == 2
+
+
+def test_a_program_whose_output_nobody_reads_ends_quietly():
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "memvid_tf.models.zoo", "list"]
+    ended = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, cwd=zoo.ROOT, check=False)
+    os.close(writer)
+    assert (ended.returncode, ended.stderr) == (141, b"")
+
+
+def test_another_broken_pipe_is_no_end_of_the_output():
+    program = """
+from memvid_tf import errors
+def main(argv):
+    raise BrokenPipeError("of a decoder")
+errors.run(main)
+"""
+    command = [sys.executable, "-c", program]
+    ended = subprocess.run(command, capture_output=True, text=True, cwd=zoo.ROOT, check=False)
+    assert ended.returncode == 1 and "BrokenPipeError: of a decoder" in ended.stderr
 
 
 @pytest.mark.parametrize("arguments", [(), ("show",), ("show", "a", "b"), ("draw", "interleaved")])
