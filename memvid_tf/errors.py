@@ -1,6 +1,5 @@
 """What a program tells its user when the input is wrong: one line, and a non-zero exit."""
 
-import contextlib
 import os
 import sys
 from collections.abc import Callable
@@ -40,11 +39,12 @@ def run(main: Callable[[list[str]], int | None]) -> None:
             print(end, file=sys.stderr)
             return 143
         except BrokenPipeError:
-            with contextlib.suppress(BrokenPipeError):
+            try:
                 sys.stdout.flush()
-                raise  # it was another pipe
-            # What is left in the buffer must go somewhere when Python ends.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            return 141
+            except BrokenPipeError:
+                # What is left in the buffer must go somewhere when Python ends.
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+                return 141
+            raise  # it was another pipe
 
     app.run(guarded)
