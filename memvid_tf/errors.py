@@ -1,6 +1,7 @@
 """What a program tells its user when the input is wrong: one line, and a non-zero exit."""
 
 import os
+import select
 import sys
 from collections.abc import Callable
 
@@ -39,12 +40,17 @@ def run(main: Callable[[list[str]], int | None]) -> None:
             print(end, file=sys.stderr)
             return 143
         except BrokenPipeError:
-            try:
-                sys.stdout.flush()
-            except BrokenPipeError:
-                # What is left in the buffer must go somewhere when Python ends.
-                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-                return 141
-            raise  # it was another pipe
+            if not _is_unread(sys.stdout):
+                raise  # it was another pipe
+            # What is left in the buffer must go somewhere when Python ends.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 141
 
     app.run(guarded)
+
+
+def _is_unread(stream) -> bool:
+    """Whether a stream is a pipe whose reader is gone."""
+    poll = select.poll()
+    poll.register(stream, select.POLLOUT)
+    return any(event & select.POLLERR for _, event in poll.poll(0))
