@@ -253,8 +253,12 @@ _STILL = (
     "The flow of the twin has learned next to nothing: on 40 clips its mAP at τ = 9 is .750, and .744 "
     "with the flow forced to zero. Its loss stays near a third of a cell, which is about what objects "
     "move. Memory is compared with features that stay where they were, not with flow at its best. "
-    "Tried: detections alone, and the true displacement of tracked objects as supervision. Not "
-    "tried: matching costs between the two encodings, a finer map, f1 at full resolution."
+    "Tried: detections alone; the true displacement of tracked objects as supervision, by absolute "
+    "and by squared distance, and with ten times the weight, after which the squared error is 8 % "
+    "smaller and mAP as before. Trained on displacements alone, beside a detector that stays as it "
+    "is, the error halves on clips that were seen and falls by a tenth on others, as fast with "
+    "matching costs between the two encodings as without; most objects move less than a cell, and "
+    "few by more. Not tried: a finer map, f1 at full resolution."
 )
 # The same of claims that hold, where that says less than it seems to.
 HOLDS_BUT = {
