@@ -1,8 +1,10 @@
 """The page of all claims: its steps fit the programs, and it says what the parts' results say."""
 
+import collections
 import csv
 import io
 import json
+import math
 import re
 import shlex
 
@@ -11,8 +13,12 @@ import pytest
 from accepted import check
 
 from benchmarks import pipeline
+from benchmarks.claims import judged
 
 papers = flagless.program("benchmarks.papers")
+interleaved_papers = flagless.program("benchmarks.interleaved_papers")
+baselines = flagless.program("benchmarks.baselines")
+windows = flagless.program("benchmarks.windows_papers")
 RESULTS = f"{pipeline.ROOT}/{papers.RESULTS}"
 PROVENANCE = {"machine": {"processor": "none"}, "date": "today"}
 
@@ -72,6 +78,20 @@ def test_page_and_table_have_every_claim_of_the_parts():
         assert line.rstrip(" |\n").endswith(own[1]) and row["measured"] in line
     drawn = papers.picture(result)
     assert all(name in drawn for name in result["costs"])
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [interleaved_papers.CLAIMS, interleaved_papers.FLOW_CLAIMS, baselines.CLAIMS, windows.CLAIMS],
+)
+def test_claims_can_be_judged_of_networks_that_learned_nothing(rows):
+    """As with --quick."""
+    nothing = collections.defaultdict(float)
+    found = judged(rows, [nothing])
+    assert len(found) == len(rows)
+    for row in found:
+        assert math.isnan(row["mean"]) or row["mean"] == 0
+        assert not (math.isnan(row["mean"]) and row["holds"])
 
 
 def test_what_was_tried_is_said_of_every_claim_that_does_not_hold():
