@@ -6,7 +6,8 @@ r"""Every claim of both papers, checked at laptop scale on synthetic video, on o
 Makes the data sets, runs the program of each part (`PARTS`) where its results are not there, and
 puts their claims together: which hold, which do not, and what was tried about these. Takes a day on
 two cores; interrupted and started again, it goes on where it was. --quick does all of it with few
-clips and steps in half an hour, which proves that the programs work and nothing about the papers.
+clips and steps in less than an hour, which proves that the programs work and nothing about the
+papers.
 To measure a part anew, remove its JSON in --results and its folder in --work_dir.
 """
 
