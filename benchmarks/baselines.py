@@ -41,9 +41,10 @@ WIDTHS = ("1.4", "1.0", "0.5", "0.35")
 SINGLE = {f"ssdlite_{a}": p for a, p in zip(WIDTHS, ("60.5", "58.4", "48.4", "42.0"))}
 LSTM = {f"ssdlite_lstm_{a}": p for a, p in zip(WIDTHS, ("64.1", "59.1", "50.3", "45.1"))}
 # The narrowest, as they are called where they are trained as long as the interleaved detector.
-LONG = {f"{kind}_{WIDTHS[-1]}": f"{kind}_{WIDTHS[-1]}_long" for kind in ("ssdlite", "ssdlite_lstm")}
-# After its long training the narrowest is quantized, and its bundle is scored.
-QUANTIZED = "ssdlite_0.35_qat"
+NARROWEST, NARROWEST_LSTM = f"ssdlite_{WIDTHS[-1]}", f"ssdlite_lstm_{WIDTHS[-1]}"
+LONG = {name: f"{name}_long" for name in (NARROWEST, NARROWEST_LSTM)}
+# After its long training that of single frames is quantized, and its bundle is scored.
+QUANTIZED = f"{NARROWEST}_qat"
 BUNDLE = f"{QUANTIZED}_int8"
 # The interleaved detector, trained and scored by benchmarks.interleaved_papers.
 INTERLEAVED = ("f0", "1", "4", "9", "19")
@@ -55,26 +56,26 @@ WITH_MEMORY = tuple(CELLS | LSTM)
 def phases(counts: dict[str, int]) -> tuple[pipeline.Phase, ...]:
     """All trainings of one seed, named after the entries of the zoo."""
 
-    def phase(entry, name, steps_of, **more):
+    def phase(entry, name, steps_of, overlays=(), follows=""):
         pairs, experiment = entry.tiny_settings, "interleaved"
         if entry.name in SINGLE:
             pairs += (f"task.train_data.global_batch_size={FRAMES}",)
             experiment = "detector"
         else:
             pairs = tuple(dict.fromkeys((*pairs, *F0_ALONE)))
-        fields = {"configs": (entry.tiny,), "follows": "", **more}
+        configs = (entry.tiny, *overlays)
         return pipeline.Phase(
-            name=name, steps=steps_of, pairs=pairs, experiment=experiment, **fields
+            name, configs, steps_of, pairs, experiment=experiment, follows=follows
         )
 
     entries = [zoo.find(name) for name in (*WITH_MEMORY, *SINGLE)]
     found = [phase(entry, entry.name, counts["networks"]) for entry in entries]
     found += [phase(zoo.find(name), long, counts["long"]) for name, long in LONG.items()]
-    narrowest, before = next(iter(LONG.items()))
-    entry = zoo.find(narrowest)
-    configs = (entry.tiny, "single_frame_tiny_qat")
-    found.append(phase(entry, QUANTIZED, counts["qat"], configs=configs, follows=before))
-    return tuple(found)
+    overlays = ("single_frame_tiny_qat",)
+    quantized = phase(
+        zoo.find(NARROWEST), QUANTIZED, counts["qat"], overlays, follows=LONG[NARROWEST]
+    )
+    return (*found, quantized)
 
 
 def modes(name: str) -> tuple[str, ...]:
@@ -133,7 +134,7 @@ def costs_of() -> dict[str, float]:
     found = {name: parts(name)["a frame of f0"] for name in WITH_MEMORY}
     found |= {name: parts(name)["a frame"] for name in SINGLE}
     found |= {long: found[name] for name, long in LONG.items()}
-    found[BUNDLE] = found["ssdlite_0.35"]
+    found[BUNDLE] = found[NARROWEST]
     f0, f1 = (parts("interleaved")[f"a frame of {extractor}"] for extractor in ("f0", "f1"))
     for mode in INTERLEAVED:
         tau = 0 if mode == "f0" else int(mode)
@@ -173,13 +174,13 @@ CLAIMS = (
     ),
     Claim(
         "table 2: interleaved at τ = 9 beats the narrowest single-frame network",
-        lambda s: s["interleaved:9"] - s[LONG["ssdlite_0.35"]],
+        lambda s: s["interleaved:9"] - s[LONG[NARROWEST]],
         lambda v: v > 0,
         "0.194",
     ),
     Claim(
         "table 2: interleaved at τ = 9 beats the narrowest network with memory on every frame",
-        lambda s: s["interleaved:9"] - s[LONG["ssdlite_lstm_0.35"]],
+        lambda s: s["interleaved:9"] - s[LONG[NARROWEST_LSTM]],
         lambda v: v > 0,
         "0.163",
     ),
@@ -199,7 +200,7 @@ def collect(by_seed: list[dict[str, float]]) -> dict:
 FRONTIER = {
     "single frame": tuple(SINGLE),
     "LSTM on every frame": tuple(LSTM),
-    "single frame, trained longer": (LONG["ssdlite_0.35"],),
+    "single frame, trained longer": (LONG[NARROWEST],),
     "memory-guided, τ from 0 to 19": tuple(f"interleaved:{mode}" for mode in INTERLEAVED),
 }
 

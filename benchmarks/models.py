@@ -104,7 +104,7 @@ SCORES: dict[str, tuple[Score, ...]] = {
 SCORES["interleaved_bottleneck_conv_lstm"] = SCORES[baselines.BOTTLENECK]
 for _name, _long in baselines.LONG.items():
     SCORES[_name] += (Score("trained longer", "baselines", ("scores", _long)),)
-SCORES["ssdlite_0.35"] += (Score("and in int8", "baselines", ("scores", baselines.BUNDLE)),)
+SCORES[baselines.NARROWEST] += (Score("and in int8", "baselines", ("scores", baselines.BUNDLE)),)
 SCORES["segmenter"] += tuple(
     _davis(metric, "davis_segmenter", "full", metric.lower(), "mean") for metric in "JF"
 )

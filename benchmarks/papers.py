@@ -201,8 +201,8 @@ _EARLY = (
     "not been; the program does it with other STEPS."
 )
 _RESOLUTION = (
-    "Trained long, a narrow single-frame network reaches .959: width is not what limits these clips, "
-    "resolution is. Single-frame networks predict on maps of 12 × 12, those with memory on 6 × 6, as "
+    "Trained long, a narrow single-frame network reaches .959: width is not what limits these clips. "
+    "Resolution may be, which was not measured apart: single-frame networks predict on maps of 12 × 12, those with memory on 6 × 6, as "
     "in the paper, where objects are larger. Against single frames of fewer pixels windows are far "
     "above (figure below, 128 px); memory was not compared with these. Not tried: a first map of "
     "stride 8 for the twins with memory, and objects that need depth."
@@ -252,8 +252,8 @@ TRIED = {
 
 _STILL = (
     "The flow of the twin has learned next to nothing: on 40 clips its mAP at τ = 9 is .750, and .744 "
-    "with the flow forced to zero (seed 0). Its loss stays near a third of a cell, which is about what objects "
-    "move. Memory is compared with features that stay where they were, not with flow at its best. "
+    "with the flow forced to zero (seed 0). Its loss stays near a third of a cell, which is about "
+    "what objects move. Memory is compared with features that stay where they were, not with flow at its best. "
     "Tried: detections alone; the true displacement of tracked objects as supervision, by absolute "
     "and by squared distance, and with ten times the weight, after which the squared error is 8 % "
     "smaller and mAP as before. Trained on displacements alone, beside a detector that stays as it "

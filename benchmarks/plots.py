@@ -59,7 +59,6 @@ def svg(
     Raises:
       ValueError: no points, or an unknown style.
     """
-
     from matplotlib.ticker import LogLocator
 
     def fill(figure):
