@@ -183,7 +183,7 @@ def test_an_observed_range_rounds_and_passes_gradients_on_as_tensorflow_does(low
     away = np.minimum(np.abs(x - lowest), np.abs(x - highest)) > GRID_ATOL
     wanted = np.where((x >= lowest) & (x <= highest), dy, 0.0)
     np.testing.assert_array_equal(gradient.numpy()[away], wanted[away])
-    assert 20 < np.count_nonzero(gradient) < 1980 or high < 0.01
+    assert 20 < np.count_nonzero(gradient) < 1980
 
 
 @pytest.mark.parametrize("quantizer", [MovingAverageRange(), PerChannelSymmetric()])
@@ -198,6 +198,7 @@ def test_training_needs_no_gradient_that_refuses_determinism_on_a_gpu(quantizer)
             # In a loop and a condition, as in a memory and beside frozen batch norm.
             y = tf.while_loop(lambda t, y: t < 3, lambda t, y: (t + 1, layer(y, True)), (0, x))[1]
             y = tf.cond(y[0, 0] > 0, lambda: layer(y, training=True), lambda: y)
+            y = layer(y, training=False)
         return tape.gradient(y, x)
 
     graph = step.get_concrete_function(tf.TensorSpec([2, 3])).graph.as_graph_def()

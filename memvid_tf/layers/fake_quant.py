@@ -6,8 +6,7 @@ quantizer of that library, or a user's own, can take their place. A network buil
 
 Gradients pass straight through to what lies within a range, by elementwise operations: TensorFlow's
 gradient of a range also sums up what lies outside of it, and on GPUs those sums refuse
-`runtime.deterministic`. Nobody needs them: ranges are fixed, observed, or the kernel's own. Where
-nothing is trained the operation stands alone, as export reads it.
+`runtime.deterministic`. Nobody needs them: ranges are fixed, observed, or the kernel's own.
 
 Differs from the paper: the range after a sigmoid is [0, 255/256], not [0, 1]. TFLite fixes the
 scale of an int8 LOGISTIC at 1/256, so [0, 1] would cost one QUANTIZE operator for each gate.
@@ -95,8 +94,7 @@ class MovingAverageRange(Quantizer):
             decay = tf.where(tf.equal(high, 0.0), 0.0, self.decay)
             low.assign(decay * low + (1.0 - decay) * batch_low)
             high.assign(decay * high + (1.0 - decay) * batch_high)
-            return _straight_through(inputs, tf.convert_to_tensor(low), tf.convert_to_tensor(high))
-        return tf.quantization.fake_quant_with_min_max_vars(inputs, low, high)
+        return _straight_through(inputs, tf.convert_to_tensor(low), tf.convert_to_tensor(high))
 
     def get_config(self):
         return {"decay": self.decay}
@@ -123,7 +121,7 @@ class PerChannelSymmetric(Quantizer):
             )
 
         # Nothing lies outside of the kernel's own range.
-        return tf.grad_pass_through(rounded)(inputs) if training else rounded(inputs)
+        return tf.grad_pass_through(rounded)(inputs)
 
     def get_config(self):
         return {}
