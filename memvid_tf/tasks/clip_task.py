@@ -17,7 +17,7 @@ from memvid_tf import files
 from memvid_tf.data import clips, records
 from memvid_tf.errors import UserError
 from memvid_tf.layers import replicas
-from memvid_tf.tasks import checkpoints, objectives
+from memvid_tf.tasks import checkpoints, devices, objectives
 from memvid_tf.tasks.validation import per_replica
 
 
@@ -112,7 +112,7 @@ def experiment(
     """
     return config_definitions.ExperimentConfig(
         task=task,
-        runtime=config_definitions.RuntimeConfig(distribution_strategy="one_device"),
+        runtime=devices.RuntimeConfig(),
         trainer=config_definitions.TrainerConfig(
             train_steps=steps,
             steps_per_loop=100,
