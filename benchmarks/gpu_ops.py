@@ -3,9 +3,9 @@ r"""Every training and validation step, and what of it a GPU can run: shown with
   python -m benchmarks.gpu_ops --output=benchmarks/results/gpu_ops
 
 Each paper-scale configuration, as the command in its header trains it, is made small: frames of
-32×64 pixels, a backbone of three blocks. Losses, cells, heads, schedules and optimizers are its own.
-Its training step and its validation step are traced with determinism on, or run where their loops
-are Python's, and everything they are made of is looked up in TensorFlow's registry of kernels
+32×64 pixels, a backbone of three blocks. Losses, cells, heads, schedules and optimizers are its
+own. Its training step and its validation step are traced with determinism on, or run where their
+loops are Python's, and everything they are made of is looked up in TensorFlow's registry of kernels
 (`benchmarks.gpu_kernels`). Some more rows are of what the configurations leave out: other cells and
 precisions.
 
@@ -343,13 +343,13 @@ def markdown(result: dict) -> str:
             f"{build.get('cuda_version')} and cuDNN {build.get('cudnn_version')}.\n",
             "**Not run on a GPU.** Each step was traced with determinism on, or ran on a CPU where "
             "its loops are Python's. Every operation, of loops, branches and gradients too, was "
-            "looked up in TensorFlow's registry with its data types. What Grappler makes of a graph "
-            "on a GPU, and what several replicas exchange, is not in it; nor is the input pipeline, "
-            "which is the host's.\n",
+            "looked up in TensorFlow's registry with its data types. What Grappler makes of a "
+            "graph on a GPU, and what several replicas exchange, is not in it; nor is the input "
+            "pipeline, which is the host's.\n",
             tabulate.tabulate(rows, headers, "pipe", disable_numparse=True) + "\n",
             f"On the host on any machine, as they are strings: {_listed(host)}.\n",
-            "`jit_compile` says whether XLA translates the step; `runtime.enable_xla` is refused, as "
-            "it is about training steps.\n",
+            "`jit_compile` says whether XLA translates the step; `runtime.enable_xla` is refused, "
+            "as it is about training steps.\n",
             "## What refuses determinism\n",
             "By the texts of the errors in `libtensorflow_cc`; texts that are not explained here: "
             f"{_listed(result['unknown_texts'])}.\n",

@@ -1,4 +1,4 @@
-"""What steps are made of, and what TensorFlow has for it on a GPU; the table that was made of it."""
+"""What steps are made of, what TensorFlow has for it on a GPU, and the table made of that."""
 
 import json
 

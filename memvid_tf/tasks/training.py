@@ -181,8 +181,8 @@ def run(
     """Trains until `trainer.train_steps`, from the last checkpoint if there is one.
 
     The result is a pure function of the configuration: data, schedules and weights draw from its
-    seeds, and a run that was interrupted equals one that was not, to the bit where
-    `runtime.deterministic` holds. What the trainer prints goes to `train.log` beside the checkpoints.
+    seeds, and a run that was interrupted equals one that was not; to the bit, with
+    `runtime.deterministic`. What the trainer prints goes to `train.log` beside the checkpoints.
 
     Args:
       params: a configuration of `configuration.load`.
