@@ -121,7 +121,7 @@ class Bench:
             train_actions=[lambda output: self._losses.append(float(output["training_loss"]))],
         )
 
-        @tf.function(autograph=False)
+        @tf.function  # AutoGraph makes the loop TensorFlow's, and leaves the task's step alone
         def loop(batch, steps):
             total = 0.0
             for _ in tf.range(steps):

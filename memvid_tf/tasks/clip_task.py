@@ -224,8 +224,7 @@ class ClipTask(base_task.Task):
         self.objective = objectives.make(config, network)
         step = tf.cast(optimizer.iterations, tf.int32)
         # Set on every step: a phase may start from the checkpoint of one that froze.
-        frozen = (config.freeze_norm_step >= 0) & (step >= config.freeze_norm_step)
-        network.norm.frozen.assign(frozen)
+        network.norm.freeze_from(config.freeze_norm_step, step)
         with tf.GradientTape() as tape:
             loss, values = self.forward(inputs, model, step)
             scaled_loss = loss / tf.distribute.get_strategy().num_replicas_in_sync
