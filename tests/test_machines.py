@@ -1,9 +1,10 @@
 """The page of machines: what it makes of results, and what it keeps of earlier ones."""
 
 import copy
+import subprocess
+import sys
 
 import flagless
-import tiny_run
 
 machines = flagless.program("benchmarks.machines")
 
@@ -81,4 +82,7 @@ def test_a_setting_keeps_the_other_one_and_other_machines_stay():
 
 
 def test_a_checkout_that_is_none_is_refused(tmp_path):
-    assert tiny_run.program("benchmarks.machines", before=tmp_path, parts="outputs") == 2
+    command = [sys.executable, "-m", "benchmarks.machines", f"--before={tmp_path}"]
+    ended = subprocess.run(command, cwd=machines.ROOT, capture_output=True, text=True, check=False)
+    assert ended.returncode == 2 and ended.stdout == ""
+    assert ended.stderr == f"error: --before={tmp_path} is no checkout; it has no setup.py\n"
