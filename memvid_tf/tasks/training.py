@@ -244,11 +244,15 @@ def run(
         log = stack.enter_context(open(log_file, "a", buffering=1))
         stack.enter_context(contextlib.redirect_stdout(log))
         with strategy.scope():
+            optimizer = train_utils.create_optimizer(task, params)
+            if params.trainer.train_tf_function:
+                # TensorFlow traces a step twice that makes variables, as the first one would.
+                optimizer._create_all_weights(model.trainable_variables)
             trainer = base_trainer.Trainer(
                 params,
                 task,
                 model,
-                train_utils.create_optimizer(task, params),
+                optimizer,
                 train=True,
                 evaluate="eval" in mode,
                 checkpoint_exporter=_best_checkpoints(params, model_dir, strategy),
