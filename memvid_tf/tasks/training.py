@@ -198,7 +198,6 @@ def run(
     if params.runtime.deterministic:
         tf.config.experimental.enable_op_determinism()
     used = devices.gpus(params.runtime, params.task.train_data.global_batch_size)
-    print(devices.described(used))
     # Workers can join only before TensorFlow has done anything.
     strategy = devices.strategy(params.runtime, used)
     chief = devices.is_chief(strategy)
@@ -234,6 +233,7 @@ def run(
             checkpoints.sweep(model_dir)
     except OSError as error:
         raise UserError(f"{model_dir!r} cannot be written: {error.strerror}") from error
+    print(devices.described(used))
     validation_interval = params.trainer.validation_interval if "eval" in mode else 0
     progress = Progress(start, params.trainer.train_steps, validation_interval, hidden=not chief)
     termination = Termination()
