@@ -6,6 +6,7 @@
 #include <sys/resource.h>
 
 #include <cstdio>
+#include <new>
 #include <stdexcept>
 
 #include "plan.hpp"
@@ -17,6 +18,7 @@ int main(int argc, char** argv) {
   }
   try {
     const Plan plan(argv[1]);
+    litert::CheckAbi(argv[3], std::string(argv[2]) + ".probe");
     litert::Open(argv[3]);
     const std::string job = plan.one("job").at(0);
     Json json;
@@ -43,6 +45,12 @@ int main(int argc, char** argv) {
     return 3;
   } catch (const std::out_of_range&) {
     fprintf(stderr, "memvid_runner: %s: a line has too few words\n", argv[1]);
+    return 3;
+  } catch (const std::bad_alloc&) {
+    fprintf(stderr, "memvid_runner: %s: there is not enough memory\n", argv[1]);
+    return 3;
+  } catch (const std::exception& error) {
+    fprintf(stderr, "memvid_runner: %s: %s\n", argv[1], error.what());
     return 3;
   }
   return 0;
