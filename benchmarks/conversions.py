@@ -16,13 +16,14 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import tqdm
 from absl import flags
 
 from benchmarks import pages
 from memvid_tf import errors, provenance
 
 FLAGS = flags.FLAGS
-CHANNELS = (256, 512)
+CHANNELS = (128, 256)
 WARM_UP = 10  # calls in which libraries are loaded and arenas of memory find their size
 LEAST = WARM_UP + 2  # two calls have a slope
 SHOWN = (1, 2, 5, 10, 20, 50, 100, 150, 200)
@@ -94,7 +95,7 @@ def measure(convert: Callable[[], bytes], count: int) -> dict:
     gc.collect()
     release(0)
     before, resident, held, seconds, size = _resident_mib(), [], [], [], 0
-    for _ in range(count):
+    for _ in tqdm.tqdm(range(count), unit="conversion"):
         start = time.perf_counter()
         size = len(convert())
         seconds.append(time.perf_counter() - start)

@@ -3,6 +3,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <signal.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -14,6 +15,7 @@
 namespace litert {
 namespace {
 
+constexpr int kDied = 4;  // exit code
 constexpr unsigned kTimeoutS = 60;  // an emulated processor needs one
 
 // Every function that the jobs call, at least once.
@@ -56,7 +58,39 @@ void RunProbe(const std::string& file) {
   _exit(0);
 }
 
+void Say(const char* text) {
+  if (write(STDERR_FILENO, text, strlen(text)) < 0) _exit(kDied);
+}
+
+// Only what a handler of signals may call.
+void Died(int number) {
+  const char digits[] = {static_cast<char>('0' + number / 10), static_cast<char>('0' + number % 10),
+                         '\0'};
+  Say("memvid_runner: died of signal ");
+  Say(digits);
+  Say("; the model opened last, which may be damaged, is ");
+  Say(newest_model[0] == '\0' ? "none" : newest_model);
+  Say("\n");
+  _exit(kDied);
+}
+
 }  // namespace
+
+char newest_model[512];
+
+void NameDeaths() {
+  static char stack[1 << 16];  // for a death of too deep a recursion
+  stack_t other = {};
+  other.ss_sp = stack;
+  other.ss_size = sizeof stack;
+  sigaltstack(&other, nullptr);
+  struct sigaction action = {};
+  action.sa_handler = Died;
+  action.sa_flags = SA_ONSTACK;
+  for (const int number : {SIGABRT, SIGBUS, SIGFPE, SIGILL, SIGSEGV}) {
+    sigaction(number, &action, nullptr);
+  }
+}
 
 void CheckAbi(const std::string& library, const std::string& scratch) {
   WriteFile(scratch, kProbe, sizeof kProbe);

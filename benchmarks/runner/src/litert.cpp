@@ -150,6 +150,7 @@ void Tensor::CopyTo(const Tensor& other) const {
 }
 
 Model::Model(const std::string& file, int threads, bool profile) : file_(file) {
+  file.copy(newest_model, sizeof newest_model - 1);
   CHECK_LITERT(CreateModelFromFile, file, environment, file.c_str(), &model_);
   Handle options = nullptr;
   CHECK_LITERT(CreateOptions, file, &options);

@@ -1,6 +1,7 @@
 // memvid_runner PLAN OUTPUT LIBRARY: runs a plan and writes one JSON file, whole or not at all.
 //
-// Exit code 0 means that the file is there. Paths inside the plan are relative to the working
+// Exit code 0 means that the file is there, 2 and 3 that one line says why not, 4 that it died and
+// one line says of which signal. Paths inside the plan are relative to the working
 // directory.
 
 #include <sys/resource.h>
@@ -19,6 +20,7 @@ int main(int argc, char** argv) {
   try {
     const Plan plan(argv[1]);
     litert::CheckAbi(argv[3], std::string(argv[2]) + ".probe");
+    litert::NameDeaths();
     litert::Open(argv[3]);
     const std::string job = plan.one("job").at(0);
     Json json;
