@@ -3,9 +3,9 @@ r"""Whether conversion holds on to memory: one graph converted again and again, 
   python -m benchmarks.conversions --count=200 --output=benchmarks/results/conversions
 
 TensorFlow's converter is said to keep tens of megabytes at every call. The graph is small, so that
-hundreds of calls take minutes, and its weights are not: a call that kept one copy of them would show.
-Resident memory is read from /proc before the first call and after each one, first as it is and then
-with what lies free in Python and in the C library given back.
+hundreds of calls take minutes, but a call that kept a copy of its weights would show. Resident
+memory is read from /proc before the first call and after each one, first as it is and then with
+what lies free in Python and in the C library given back.
 """
 
 import ctypes
@@ -138,8 +138,8 @@ def markdown(result: dict) -> str:
             "# Memory of conversions",
             "",
             f"Written by `python -m benchmarks.conversions --count={count}`, version "
-            f"{made['code_version']}, {made['date']}: {machine['processor']}, {machine['cores']} cores, "
-            f"TensorFlow {packages['tensorflow']}, Python {made['python']}.",
+            f"{made['code_version']}, {made['date']}: {machine['processor']}, "
+            f"{machine['cores']} cores, TensorFlow {packages['tensorflow']}, Python {made['python']}.",
             "",
             f"One graph with {weights:.1f} MiB of float weights becomes a flatbuffer of "
             f"{result['bytes'] / MIB:.1f} MiB with two signatures, in one process, through "

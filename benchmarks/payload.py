@@ -65,8 +65,8 @@ def litert_arm64() -> Path:
     """libLiteRt.so for aarch64, of the version of ai-edge-litert that is installed.
 
     Raises:
-      UserError: the installed version was not tried, pip cannot fetch the wheel, or it holds no such
-        file.
+      UserError: the installed version was not tried, or pip cannot fetch the wheel, or it holds no
+        such file.
     """
     version = litert.version()
     target = build.cache() / f"litert_{version}_arm64" / LITERT

@@ -63,7 +63,8 @@ def test_a_program_says_it_and_ends_with_2(tmp_path):
     """The whole way, with the metadata of another version before the installed one."""
     folder = tmp_path / "ai_edge_litert-2.1.4.dist-info"
     folder.mkdir()
-    (folder / "METADATA").write_text("Metadata-Version: 2.1\nName: ai-edge-litert\nVersion: 2.1.4\n")
+    lines = ("Metadata-Version: 2.1", "Name: ai-edge-litert", "Version: 2.1.4")
+    (folder / "METADATA").write_text("\n".join(lines) + "\n")
     done = subprocess.run(
         [sys.executable, "-m", "memvid_tf.detect", f"--bundle={BUNDLE}",
          f"--video={ROOT / 'benchmarks/results'}", f"--json={tmp_path / 'found.jsonl'}"],

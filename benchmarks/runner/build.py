@@ -117,7 +117,7 @@ def litert_library() -> Path:
     """`libLiteRt.so` of the installed ai-edge-litert wheel, for this machine.
 
     Raises:
-      UserError: there is no such wheel, it is of a version that was not tried, or it has no library.
+      UserError: there is no such wheel, its version was not tried, or it has no library.
     """
     version = litert.version()
     spec = importlib.util.find_spec("ai_edge_litert")

@@ -39,7 +39,7 @@ void RunProbe(const std::string& file) {
   for (int i = 0; i < 6; ++i) {
     if (found[i] != 2 * values[i] + 1) throw Error("it computes otherwise");
   }
-  if (!model.fully_accelerated()) throw Error("XNNPACK does not run all of a graph of two additions");
+  if (!model.fully_accelerated()) throw Error("XNNPACK does not run two additions");
 }
 
 // In the child: ends the process, after writing what went wrong to `report`.

@@ -47,8 +47,8 @@ struct Tensor {
   void Map(bool write, const std::function<void(unsigned char*)>& use) const;
 };
 
-// Ends the program in one line if it dies of a signal, as LiteRT does of some damaged models. Called
-// behind CheckAbi, whose process may die.
+// Ends the program in one line if it dies of a signal, as LiteRT does of some damaged models.
+// Called behind CheckAbi, whose process may die.
 void NameDeaths();
 // The file of the newest model, for that line.
 extern char newest_model[512];
