@@ -14,7 +14,7 @@ from memvid_tf.models import zoo
 from memvid_tf.runtime import litert
 from memvid_tf.runtime.bundle import Bundle
 
-SEED, PLANS, GRAPHS = 20261130, 120, 20
+SEED, PLANS, GRAPHS = 20261130, 100, 20
 CHATTER = ("INFO:", "WARNING:", "ERROR:")
 # No number that a plan may hold is among them, or a run could take for ever and be right.
 HOSTILE = (
