@@ -139,7 +139,8 @@ def markdown(result: dict) -> str:
             "",
             f"Written by `python -m benchmarks.conversions --count={count}`, version "
             f"{made['code_version']}, {made['date']}: {machine['processor']}, "
-            f"{machine['cores']} cores, TensorFlow {packages['tensorflow']}, Python {made['python']}.",
+            f"{machine['cores']} cores, TensorFlow {packages['tensorflow']}, Python "
+            f"{made['python']}.",
             "",
             f"One graph with {weights:.1f} MiB of float weights becomes a flatbuffer of "
             f"{result['bytes'] / MIB:.1f} MiB with two signatures, in one process, through "
@@ -148,9 +149,9 @@ def markdown(result: dict) -> str:
             tabulate(rows, headers, tablefmt="github", disable_numparse=True),
             "",
             f"Behind the first {WARM_UP} conversions memory grows by "
-            f"**{result['growth_mib']:.3f} MiB a conversion**, the slope of the third column: no copy "
-            "of the weights is kept, and the four or five graphs of a bundle need no process of "
-            "their own. A test bounds it.",
+            f"**{result['growth_mib']:.3f} MiB a conversion**, the slope of the third column: no "
+            "copy of the weights is kept, and the four or five graphs of a bundle need no process "
+            "of their own. A test bounds it.",
             "",
         ]
     )

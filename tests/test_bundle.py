@@ -166,7 +166,7 @@ FAULTS = [
     (at("golden", []), "golden is [], wanted also ['f0/serving_default', 'f1/serving_default', "),
     (at("files", "f1.tflite", "bytes", 2**36), "files.f1.tflite.bytes is 68719476736, wanted 0 to"),
     (at("files", "labels.txt", "bytes", 2**21), "bytes is 2097152, wanted at most 1048576 of lab"),
-    (at("graphs", "f1", "file", "labels.txt"), "graphs.f1.file is 'labels.txt', wanted a file that "),
+    (at("graphs", "f1", "file", "labels.txt"), "graphs.f1.file is 'labels.txt', wanted a file"),
     (at("golden", 0, "inputs", "image", "f0.tflite"), "wanted a file that ends in .bin"),
     (at("state", 0, "shape", [1, 2**20, 2**19, 1]), "state.c.shape is (1, 1048576, 524288, 1), "),
     (at("schema_version", 2), "schema_version: 2 is not 1"),
@@ -283,7 +283,8 @@ def test_any_damage_is_a_bundle_error():
     rng = np.random.default_rng(11)
     whole = json.loads((tiny_bundle.build("int8") / "manifest.json").read_text())
     whole["anchors"] = whole["anchors"][:2]  # so that other places are hit as often
-    junk = [None, True, -1, 0, 3, 10**400, 1e299, 1e-299, 1e300, "", "f0", "a/b/c", [], [[]], {}, {"a": 1}, [1, 2, 3, 4]]
+    junk = [None, True, -1, 0, 3, 10**400, 1e299, 1e-299, 1e300]
+    junk += ["", "f0", "a/b/c", [], [[]], {}, {"a": 1}, [1, 2, 3, 4]]
     outcomes = {"loaded": 0, "refused": 0}
     for _ in range(600):
         value = manifest = copy.deepcopy(whole)

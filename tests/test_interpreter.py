@@ -100,13 +100,13 @@ def test_graphs_that_fail_late_are_named(tmp_path):
     """Shapes that do not add up are found when tensors are allocated, an index only in a run."""
     path = tmp_path / "late.tflite"
     path.write_bytes(one_operator("ADD", constant=[1.0, 2.0, 3.0], indices=2))
-    with pytest.raises(GraphError, match=r"late.tflite \(\d+ bytes\) cannot be loaded: .*it may be"):
+    with pytest.raises(GraphError, match=r"late.tflite \(\d+ bytes\) cannot be loaded: "):
         Graph(path)
     path.write_bytes(one_operator("GATHER", constant=[1.0, 2.0, 3.0], indices=2))
     graph = Graph(path)
     found = graph(x=np.array([2, 0], np.int32))
     np.testing.assert_array_equal(found["y"], [3, 1])
-    with pytest.raises(GraphError, match="late.tflite:run cannot be run: .*index.*; export it again"):
+    with pytest.raises(GraphError, match="late.tflite:run cannot be run: .*index.*; export"):
         graph(x=np.array([2, 7], np.int32))
 
 

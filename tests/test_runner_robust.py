@@ -141,6 +141,15 @@ def test_the_probe_is_the_graph_that_its_header_holds():
     assert tuple(x["shape"]) == probe.SHAPE
 
 
+@pytest.mark.parametrize(
+    "code, said",
+    [(3, "ended with code 3"), (-7, "died of SIGBUS"), (139, "died of SIGSEGV"),
+     (124, "ended with code 124"), (255, "ended with code 255")],
+)  # fmt: skip
+def test_codes_of_programs_and_shells(code, said):
+    assert local.ending(code) == said
+
+
 # Plans.
 
 

@@ -105,7 +105,9 @@ class WindowSpec:
         chunks = numbers // math.gcd(*(cell.channels for cell in self.cells))
         entries = chunks * Windows(self.slices, self.adjacent).count
         if entries > MAX_TABLE_ENTRIES:
-            raise ValueError(f"tables have up to {entries} entries, wanted at most {MAX_TABLE_ENTRIES}")
+            raise ValueError(
+                f"tables have up to {entries} entries, wanted at most {MAX_TABLE_ENTRIES}"
+            )
 
 
 def describe(layout: StripLayout, image_halo: list[Pair], maps: tuple[str, ...]) -> WindowSpec:
