@@ -41,8 +41,7 @@ class Ended(NamedTuple):
             name = signal.Signals(-self.code).name
             hint = ", as happens where memory is short" if name == "SIGKILL" else ""
             return f"killed by {name}{hint}"
-        # Of a line that was drawn again and again the last drawing counts.
-        lines = [line.rpartition("\r")[2].strip() for line in self.said.splitlines()]
+        lines = [line.strip() for line in self.said.splitlines()]  # each drawing of a bar is one
         last = next((line for line in reversed(lines) if line), f"exit code {self.code}")
         return last.removeprefix("error: ")
 

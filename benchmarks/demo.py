@@ -24,7 +24,10 @@ flags.DEFINE_string("output_dir", "demo", "Folder of everything. Example: --outp
 MODES = {"f0": "f0 only", "f1": "f1 only", "9": "τ=9", "async9": "asynchronous, τ=9"}
 LATENCIES = {"f0": "f0", "f1": "f1", "9": "sync", "async9": "async"}
 TRAIN_CLIPS, TEST_CLIPS = 600, 30
-FLOAT_STEPS, QAT_STEPS = 1000, 80
+FLOAT_STEPS, QAT_STEPS = 2200, 100
+# In a short training more steps of fewer clips learn more: mAP .49 after 1500 steps of 5 clips, .24
+# after 600 of 10, which take two thirds of the time.
+BATCH = 5
 SHOWN_CLIPS = "0,1,2"
 READY_BUNDLE = os.path.join(pipeline.ROOT, "memvid_tf/models/zoo/bundles/interleaved_policy")
 # A clip of four objects in which nothing happens for a while: f0's frame, then older and older ones.
@@ -49,9 +52,9 @@ def steps(folder: str) -> tuple[pipeline.Run, list[pipeline.Step]]:
     """The demo in a folder: its run, and its steps up to the pictures."""
     data = os.path.join(folder, "data")
     phases = pipeline.tiny_phases(FLOAT_STEPS, 0, QAT_STEPS)
-    # Short ones lose little when they are interrupted; they are scored when they are over.
-    often = ("trainer.checkpoint_interval=100",)
-    run = pipeline.Run(folder, data, phases, often, validates=False)
+    # They are scored when they are over, and lose little when they are interrupted.
+    short = (f"task.train_data.global_batch_size={BATCH}", "trainer.checkpoint_interval=200")
+    run = pipeline.Run(folder, data, phases, short, validates=False)
     bundle, frames, video = run.path("bundles", "int8"), run.path("frames"), run.path("seen.mp4")
     todo = {
         "data": pipeline.Step(
