@@ -24,7 +24,7 @@ flags.DEFINE_string("output_dir", "demo", "Folder of everything. Example: --outp
 MODES = {"f0": "f0 only", "f1": "f1 only", "9": "τ=9", "async9": "asynchronous, τ=9"}
 LATENCIES = {"f0": "f0", "f1": "f1", "9": "sync", "async9": "async"}
 TRAIN_CLIPS, TEST_CLIPS = 600, 30
-FLOAT_STEPS, QAT_STEPS = 2200, 100
+FLOAT_STEPS, QAT_STEPS = 1500, 100
 # In a short training more steps of fewer clips learn more: mAP .49 after 1500 steps of 5 clips, .24
 # after 600 of 10, which take two thirds of the time.
 BATCH = 5
