@@ -51,7 +51,10 @@ def define_flags() -> None:
         "Example: --params_override=task.train_data.input_path=../data/synthetic",
     )
     flags.DEFINE_integer(
-        "loops", 2, "Loops of trainer.steps_per_loop steps that a turn measures. Example: --loops=2", 1
+        "loops",
+        2,
+        "Loops of trainer.steps_per_loop steps that a turn measures. Example: --loops=2",
+        1,
     )
     flags.DEFINE_integer(
         "warm_up_steps", 10, "Steps of a turn before it is measured. Example: --warm_up_steps=10", 1
@@ -118,7 +121,7 @@ class Bench:
             train_actions=[lambda output: self._losses.append(float(output["training_loss"]))],
         )
 
-        @tf.function
+        @tf.function(autograph=False)
         def loop(batch, steps):
             total = 0.0
             for _ in tf.range(steps):
@@ -126,7 +129,7 @@ class Bench:
             return total / tf.cast(steps, tf.float32)
 
         self._loop = loop
-        self._single_step = tf.function(self._step)
+        self._single_step = tf.function(self._step, autograph=False)
         # Turns start from here, so the optimizer needs its variables: a step that changes nothing.
         self.strategy.run(self._still_step)
         variables = [*self.trainer.model.variables, *self.trainer.optimizer.variables()]

@@ -9,11 +9,32 @@ Under a mixed precision policy of Keras, convolutions and activations are bfloat
 and all that BN learns stay float32.
 """
 
+import contextlib
+import contextvars
+from collections.abc import Iterator
+
 import tensorflow as tf
 import tf_keras
 
 from memvid_tf.layers import replicas
 from memvid_tf.layers.fake_quant import Scheme, quantize
+
+
+_grouped_operator = contextvars.ContextVar("grouped_operator", default=False)
+
+
+@contextlib.contextmanager
+def grouped_operator() -> Iterator[None]:
+    """What is traced in the block computes a grouped convolution as one operator.
+
+    LiteRT runs it so. TensorFlow's own CPU kernels have neither its gradient nor its fused form,
+    and so nothing that TensorFlow is to run may hold it.
+    """
+    token = _grouped_operator.set(True)
+    try:
+        yield
+    finally:
+        _grouped_operator.reset(token)
 
 
 class BatchNorm(tf.Module):
@@ -96,9 +117,7 @@ class Conv(tf_keras.layers.Layer):
         size = (self.filters,)
 
         def add_float32(name, initializer):
-            return self.add_weight(
-                name, size, initializer=initializer, experimental_autocast=False
-            )
+            return self.add_weight(name, size, initializer=initializer, experimental_autocast=False)
 
         self.bias = add_float32("bias", self.bias_initializer)
         if self.norm is not None:
@@ -127,7 +146,10 @@ class Conv(tf_keras.layers.Layer):
         return tf_keras.initializers.VarianceScaling(self._gain(), "fan_in")
 
     def _convolve(self, x, kernel, padding):
-        return tf.nn.conv2d(x, kernel, self.strides, padding)
+        if self.groups == 1 or _grouped_operator.get():
+            return tf.nn.conv2d(x, kernel, self.strides, padding)
+        parts = zip(tf.split(x, self.groups, -1), tf.split(kernel, self.groups, -1))
+        return tf.concat([tf.nn.conv2d(*part, self.strides, padding) for part in parts], -1)
 
     def _quantized_shape(self, shape):
         """Shape in which the quantizer sees the kernel, with the output channels last."""

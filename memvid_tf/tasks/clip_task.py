@@ -216,6 +216,8 @@ class ClipTask(base_task.Task):
         """Predictions of whole clips in validation, [B, T, ...] float32 by name."""
         raise NotImplementedError
 
+    # Rewriting Python's control flow takes longer than tracing, and nothing here needs it.
+    @tf.autograph.experimental.do_not_convert
     def train_step(self, inputs, model, optimizer, metrics=None):
         config = self.task_config
         network = self.network(model)
@@ -255,6 +257,7 @@ class ClipTask(base_task.Task):
         finite = tf.math.is_finite(loss) & tf.math.is_finite(norm)
         return tf.cond(finite, tf.no_op, lambda: tf.group(keep_batch()))
 
+    @tf.autograph.experimental.do_not_convert
     def validation_step(self, inputs, model, metrics=None):
         """Runs whole clips."""
         self.objective = objectives.make(self.task_config, self.network(model))

@@ -83,7 +83,10 @@ def precision(runtime: config_definitions.RuntimeConfig, task: config_definition
       UserError: if simulated quantization, or a policy that learns on a network as it is, would be
         rounded by it.
     """
-    wanted, usual = POLICIES[runtime.mixed_precision_dtype], tf_keras.mixed_precision.global_policy()
+    wanted, usual = (
+        POLICIES[runtime.mixed_precision_dtype],
+        tf_keras.mixed_precision.global_policy(),
+    )
     quantization = getattr(task.model, "quantization", "none")
     if wanted != "float32" and (quantization != "none" or hasattr(task, "base_model_dir")):
         raise UserError(
@@ -102,7 +105,7 @@ def is_chief(strategy: tf.distribute.Strategy) -> bool:
     return strategy.extended.should_checkpoint
 
 
-@tf.function
+@tf.function(autograph=False)
 def _mean(value):
     # What comes from outside has no device yet.
     value = tf.identity(value)

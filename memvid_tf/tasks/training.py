@@ -238,12 +238,16 @@ def run(
         stack.enter_context(contextlib.redirect_stdout(log))
         stack.enter_context(np.printoptions(legacy="1.25"))  # 3.7, not np.float32(3.7)
         with strategy.scope():
+            optimizer = train_utils.create_optimizer(task, params)
+            if params.trainer.train_tf_function:
+                # TensorFlow traces a step twice that makes variables, as the first one would.
+                optimizer._create_all_weights(model.trainable_variables)
             trainer = Trainer(
                 progress,
                 params,
                 task,
                 model,
-                train_utils.create_optimizer(task, params),
+                optimizer,
                 train=True,
                 evaluate="eval" in mode,
                 checkpoint_exporter=_best_checkpoints(params, model_dir, strategy),
