@@ -18,8 +18,6 @@ from benchmarks import pipeline
 from memvid_tf import errors
 
 FLAGS = flags.FLAGS
-flags.DEFINE_string("output_dir", "demo", "Folder of everything. Example: --output_dir=demo")
-
 # Those that the verification of a bundle scores.
 MODES = {"f0": "f0 only", "f1": "f1 only", "9": "τ=9", "async9": "asynchronous, τ=9"}
 LATENCIES = {"f0": "f0", "f1": "f1", "9": "sync", "async9": "async"}
@@ -46,6 +44,11 @@ MINUTES = {
     "pictures": 0.1,
 }
 MEASURED_ON = "two cores of an AMD EPYC without AVX512"
+
+
+def define_flags() -> None:
+    """The flags of this program."""
+    flags.DEFINE_string("output_dir", "demo", "Folder of everything. Example: --output_dir=demo")
 
 
 def steps(folder: str) -> tuple[pipeline.Run, list[pipeline.Step]]:
@@ -226,4 +229,5 @@ def main(argv):
 
 
 if __name__ == "__main__":
+    define_flags()
     errors.run(main)

@@ -13,6 +13,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from unittest import mock
 
 import numpy as np
@@ -151,6 +152,29 @@ def test_checkpoints_are_of_multiples_of_their_interval_and_of_the_end():
     state = tf.train.get_checkpoint_state(tiny_run.float_run())
     steps = [int(path.rpartition("-")[2]) for path in state.all_model_checkpoint_paths]
     assert steps == [4, 8, 12, 16, 20, 24, 28, tiny_run.STEPS]
+
+
+def test_the_bar_moves_while_a_loop_of_steps_runs(monkeypatch, capsys):
+    """Each step waits until it is seen, so that the loop ends only if the bar looks into it."""
+    monkeypatch.setattr(progress, "FILE_S", 0.01)
+    bar, drawn = training.Progress(0, 3), [""]
+    bar.global_step = step = tf.Variable(0, dtype=tf.int64)
+
+    def wait_until_seen(number):
+        end = time.monotonic() + 20
+        while f" {int(number)}/3 " not in drawn[0]:
+            assert time.monotonic() < end, drawn[0]
+            drawn[0] += capsys.readouterr().err
+            time.sleep(0.005)
+
+    @tf.function
+    def loop(count):
+        for _ in tf.range(count):
+            tf.py_function(wait_until_seen, [step.assign_add(1)], [])
+
+    loop(tf.constant(3))
+    bar.close()
+    assert drawn[0].index(progress.COMPILING) < drawn[0].index(f"{progress.TRAINING}: ")
 
 
 # Batch normalisation.
