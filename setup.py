@@ -34,6 +34,8 @@ setup(
         "setuptools<82",
     ],
     extras_require={
+        # NVIDIA's libraries beside the TensorFlow above, which is built for CUDA.
+        "cuda": ["tensorflow[and-cuda]~=2.20.0"],
         # Of the last three: adb, a compiler for arm64, and a tool of the emulated device.
         "dev": [
             "matplotlib",

@@ -17,7 +17,7 @@ from memvid_tf import files
 from memvid_tf.data import clips, records
 from memvid_tf.errors import UserError
 from memvid_tf.layers import replicas
-from memvid_tf.tasks import checkpoints, objectives
+from memvid_tf.tasks import checkpoints, devices, objectives
 from memvid_tf.tasks.validation import per_replica
 
 
@@ -112,7 +112,7 @@ def experiment(
     """
     return config_definitions.ExperimentConfig(
         task=task,
-        runtime=config_definitions.RuntimeConfig(distribution_strategy="one_device"),
+        runtime=devices.RuntimeConfig(),
         trainer=config_definitions.TrainerConfig(
             train_steps=steps,
             steps_per_loop=100,
@@ -224,8 +224,7 @@ class ClipTask(base_task.Task):
         self.objective = objectives.make(config, network)
         step = tf.cast(optimizer.iterations, tf.int32)
         # Set on every step: a phase may start from the checkpoint of one that froze.
-        frozen = (config.freeze_norm_step >= 0) & (step >= config.freeze_norm_step)
-        network.norm.frozen.assign(frozen)
+        network.norm.freeze_from(config.freeze_norm_step, step)
         with tf.GradientTape() as tape:
             loss, values = self.forward(inputs, model, step)
             scaled_loss = loss / tf.distribute.get_strategy().num_replicas_in_sync
