@@ -100,7 +100,9 @@ def _time_left(steps: Sequence[Step], pace: float) -> str:
 
 def minutes(value: float) -> str:
     """A number of minutes as people say it."""
-    return f"{60 * value:.0f} s" if value < 0.95 else f"{value:.2g} min"
+    if value < 0.95:
+        return f"{60 * value:.0f} s"
+    return f"{round(value, 1 if value < 5 else None):g} min"
 
 
 def _keep_log(step: Step, ended: child.Ended, folder: str) -> str:

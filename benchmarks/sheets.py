@@ -1,4 +1,4 @@
-r"""A picture of synthetic clips: what an interleaved bundle found in what it was shown, and the truth.
+r"""A picture of synthetic clips: what an interleaved bundle found in them, and the truth.
 
   python -m benchmarks.sheets --bundle=demo/bundles/int8 --input=demo/data --clips=0,1 \
     --output=demo/seen.png
@@ -18,7 +18,7 @@ import numpy as np
 from absl import flags
 
 from memvid_tf import errors, files
-from memvid_tf.data import records, synthetic
+from memvid_tf.data import activity, records, synthetic
 from memvid_tf.runtime.annotate import annotate, draw_truth
 from memvid_tf.runtime.bundle import Bundle
 from memvid_tf.runtime.detector import InterleavedDetector
@@ -55,6 +55,23 @@ class Clip(NamedTuple):
     title: str
     frames: np.ndarray
     truth: Sequence[Objects]
+
+
+def config_of(info: records.DatasetInfo) -> synthetic.SyntheticConfig:
+    """How a synthetic set was made.
+
+    Raises:
+      UserError: if it is another set.
+    """
+    if info.name != "synthetic":
+        raise errors.UserError(
+            f"{info.folder} is the set {info.name!r}, not a synthetic one; memvid_tf.data show "
+            "draws its truth"
+        )
+    events = info.config.get("events")
+    return synthetic.SyntheticConfig(
+        **{**info.config, "events": events and activity.EventConfig(**events)}
+    )
 
 
 def rendered(config: synthetic.SyntheticConfig, index: int) -> Clip:
@@ -137,20 +154,21 @@ def main(argv):
         if not FLAGS[name].value:
             raise errors.UserError(f"--{name} is missing; see --help")
     bundle, info = Bundle.load(FLAGS.bundle), records.read_info(FLAGS.input)
-    if info.name != "synthetic":
-        raise errors.UserError(f"--input={FLAGS.input} is not synthetic; use memvid_tf.data show")
+    if bundle.manifest.system != "interleaved":
+        raise errors.UserError(
+            f"--bundle={FLAGS.bundle} is of system {bundle.manifest.system!r}, not 'interleaved'; "
+            "memvid_tf.detect shows what it finds"
+        )
+    config = config_of(info)
     info.check_labels(bundle.labels)
-    config = synthetic.SyntheticConfig(**info.config)
+    for word in FLAGS.clips:
+        if not word.isdecimal() or int(word) >= config.test_clips:
+            raise errors.UserError(f"--clips={word!r} is not in 0..{config.test_clips - 1}")
     schedule = FixedSchedule(bundle.manifest.tau)
-    shown = period(schedule.tau)
-    write(
-        FLAGS.output,
-        [
-            row
-            for clip in FLAGS.clips
-            for row in rows(bundle, rendered(config, int(clip)), schedule, shown)
-        ],
-    )
+    shown, pictures = period(schedule.tau), []
+    for word in FLAGS.clips:
+        pictures += rows(bundle, rendered(config, int(word)), schedule, shown)
+    write(FLAGS.output, pictures)
     print(f"written: {FLAGS.output}")
 
 

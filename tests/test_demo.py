@@ -1,5 +1,6 @@
 """The demo: what it announces, what it shows at once, how it fails, and what it leaves."""
 
+import dataclasses
 import json
 import os
 import re
@@ -12,7 +13,8 @@ import numpy as np
 import pytest
 
 from benchmarks import demo, pipeline, sheets
-from memvid_tf.data import synthetic
+from memvid_tf import errors
+from memvid_tf.data import records, synthetic
 from memvid_tf.runtime.bundle import Bundle
 from memvid_tf.runtime.schedules import FixedSchedule
 
@@ -125,8 +127,17 @@ def test_a_period_goes_from_f0_to_the_oldest_memory(tau, shown):
     assert [schedule.pick(frame) for frame in shown] == ["f0", *["f1"] * (len(shown) - 1)]
 
 
-def test_a_sheet_of_another_set_is_refused(tmp_path):
-    """`sheets` renders its clips anew, and so knows only those that are rendered."""
+@pytest.mark.parametrize("preset", ["demo", "eventful"])
+def test_a_set_is_known_by_what_it_wrote_of_itself(preset):
+    config = synthetic.PRESETS[preset]
+    made = synthetic.plan(config).config
+    info = records.DatasetInfo("set", "synthetic", (), (96, 96), json.loads(json.dumps(made)), 0, {})
+    assert sheets.config_of(info) == config
+    with pytest.raises(errors.UserError, match="set is the set 'davis2016', not a synthetic one"):
+        sheets.config_of(dataclasses.replace(info, name="davis2016"))
+
+
+def test_a_sheet_without_a_set_is_refused(tmp_path):
     (tmp_path / "set").mkdir()
     output = tmp_path / "x.png"
     flags = [f"--bundle={demo.READY_BUNDLE}", f"--input={tmp_path}/set", f"--output={output}"]

@@ -1,8 +1,8 @@
 """The bar of a training: what it is at, how far it is, the time left and the last loss.
 
 TensorFlow traces and compiles the first step and the first validation, which takes a minute or
-more, and answers only when a loop of steps is over. A thread therefore redraws the bar and reads the
-step counter, which the loop moves.
+more, and answers only when a loop of steps is over. A thread therefore redraws the bar and reads
+the step counter, which the loop moves.
 """
 
 import contextlib
