@@ -107,9 +107,11 @@ def rows(bundle: Bundle, clip: Clip, schedule: Schedule, shown: Sequence[int]) -
     found = [annotate(given(bundle, clip.frames[t], results[t].extractor), results[t], labels)
              for t in shown]  # fmt: skip
     true = [draw_truth(clip.frames[t], *clip.truth[t], labels) for t in shown]
-    name = f"{bundle.manifest.name}, {bundle.manifest.precision}"
+    name, precision = bundle.manifest.name, bundle.manifest.precision
+    if precision not in name:
+        name = f"{name} ({precision})"
     return [
-        _row(f"{clip.title}: what f0 and f1 are given, and what {name}, found in it", found),
+        _row(f"{clip.title}: what f0 and f1 are given, and what bundle {name} found in it", found),
         _row(f"{clip.title}: the truth", true),
     ]
 

@@ -130,8 +130,8 @@ def test_a_period_goes_from_f0_to_the_oldest_memory(tau, shown):
 @pytest.mark.parametrize("preset", ["demo", "eventful"])
 def test_a_set_is_known_by_what_it_wrote_of_itself(preset):
     config = synthetic.PRESETS[preset]
-    made = synthetic.plan(config).config
-    info = records.DatasetInfo("set", "synthetic", (), (96, 96), json.loads(json.dumps(made)), 0, {})
+    made = json.loads(json.dumps(synthetic.plan(config).config))
+    info = records.DatasetInfo("set", "synthetic", (), (96, 96), made, 0, {})
     assert sheets.config_of(info) == config
     with pytest.raises(errors.UserError, match="set is the set 'davis2016', not a synthetic one"):
         sheets.config_of(dataclasses.replace(info, name="davis2016"))
