@@ -18,7 +18,7 @@ setup(
         "tf_keras",
         "tensorflow-model-optimization",
         "tf-models-official",
-        "ai-edge-litert",
+        "ai-edge-litert>=2.1.6,<2.4",
         "flatbuffers",
         "h5py",
         "numpy",
