@@ -2,21 +2,24 @@
 
 What it prints to stdout goes where ours goes. What it says on stderr is shown as it comes, so that
 bars move, up to the line or traceback that says why it failed: that is kept for a log, and its last
-line is the cause.
+line is the cause. Until it says something, a terminal shows for how long it has been silent.
 """
 
 import contextlib
 import os
 import re
+import select
 import signal
 import subprocess
 import sys
 import termios
+import time
 import tty
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 LOG_BYTES = 1_000_000
+SILENT_S = 1.0
 # Seconds that a program has to end after Ctrl-C, which it gets as well.
 INTERRUPTED_S = 20
 # Where a program begins to say why it failed.
@@ -76,6 +79,8 @@ def _channel() -> tuple[int, int]:
 
 def _shown(stream) -> bytes:
     """Shows a stream up to the failure; returns its last bytes."""
+    if sys.stderr.isatty():
+        _wait(stream)
     said, failed = b"", False
     for chunk in _chunks(stream):
         said = (said + chunk)[-LOG_BYTES:]
@@ -85,6 +90,16 @@ def _shown(stream) -> bytes:
             sys.stderr.write(shown.decode(errors="replace"))
             sys.stderr.flush()
     return said
+
+
+def _wait(stream) -> None:
+    """Counts the seconds until there is something to read."""
+    start, drawn = time.monotonic(), ""
+    while not select.select([stream], [], [], SILENT_S)[0]:
+        drawn = f"loading and compiling, {time.monotonic() - start:.0f} s"
+        # Whatever comes next, also on stdout, begins where this does.
+        print(drawn, end="\r", file=sys.stderr, flush=True)
+    print(" " * len(drawn), end="\r" if drawn else "", file=sys.stderr, flush=True)
 
 
 def _chunks(stream) -> Iterator[bytes]:

@@ -1,6 +1,7 @@
 """Programs that are watched: what is shown of them, and how their failure is told."""
 
 import os
+import re
 import signal
 import sys
 import threading
@@ -56,7 +57,7 @@ def test_only_the_end_of_a_long_story_is_kept(tmp_path, capfd, monkeypatch):
 
 
 def test_a_terminal_stays_one(tmp_path, monkeypatch):
-    """Bars are as wide as it is, and are drawn in place."""
+    """Bars are as wide as it is, and are drawn in place; before them the seconds are counted."""
     import termios
 
     master, slave = os.openpty()
@@ -65,8 +66,12 @@ def test_a_terminal_stays_one(tmp_path, monkeypatch):
         monkeypatch.setattr(sys, "stderr", terminal)
         code = "import os, sys; print(os.get_terminal_size(2).columns, file=sys.stderr)"
         assert python(code, tmp_path).said == "67\n"
+        assert os.read(master, 100) == b"67\r\n"
+        monkeypatch.setattr(child, "SILENT_S", 0.01)
+        assert python(f"import time; time.sleep(0.1); {code}", tmp_path).said == "67\n"
         monkeypatch.undo()
-    assert os.read(master, 100) == b"67\r\n"
+    shown = b"loading and compiling, 0 s"
+    assert re.fullmatch(rb"(%b\r)+ {26}\r67\r\n" % shown, os.read(master, 9999))
     os.close(master)
 
 
