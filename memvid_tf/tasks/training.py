@@ -7,6 +7,7 @@ import os
 import re
 import signal
 
+import numpy as np
 import orbit
 import tensorflow as tf
 import tf_keras
@@ -17,7 +18,6 @@ from official.core import (
     train_lib,
     train_utils,
 )
-from tqdm import tqdm
 
 from memvid_tf.data import reading
 from memvid_tf.errors import Terminated, UserError
@@ -28,39 +28,9 @@ from memvid_tf.tasks import detection as _registers_interleaved  # noqa: F401
 from memvid_tf.tasks import patchwork as _registers_patchwork  # noqa: F401
 from memvid_tf.tasks import policy as _registers_interleaved_policy  # noqa: F401
 from memvid_tf.tasks import single_frame as _registers_single_frame  # noqa: F401
+from memvid_tf.tasks.progress import Progress
 
 LOG_FILE = "train.log"
-
-
-class Progress:
-    """Train action: a bar with the time left and the last training loss.
-
-    Args:
-      start: step from which training goes on.
-      steps: step at which it ends.
-      validation_interval: steps between validations, for which the bar stands still; 0 for none.
-      hidden: whether another worker shows the bar.
-
-    Attributes:
-      global_step: the trainer's step variable; set when the trainer exists.
-    """
-
-    def __init__(self, start: int, steps: int, validation_interval: int = 0, hidden: bool = False):
-        self.global_step = None
-        self._validation_interval = validation_interval
-        self._bar = tqdm(total=steps, initial=start, desc="training", unit="step", disable=hidden)
-
-    def __call__(self, output):
-        step = int(self.global_step.numpy())
-        validates = self._validation_interval and (
-            step % self._validation_interval == 0 or step == self._bar.total
-        )
-        self._bar.set_description("validating" if validates else "training", refresh=False)
-        self._bar.set_postfix(loss=f"{float(output['training_loss']):.3f}", refresh=False)
-        self._bar.update(step - self._bar.n)
-
-    def close(self):
-        self._bar.close()
 
 
 class Termination:
@@ -84,25 +54,52 @@ class Termination:
             signal.signal(signal.SIGTERM, before)
 
 
+class Trainer(base_trainer.Trainer):
+    """The library's trainer, which tells how far a validation is."""
+
+    def __init__(self, progress: Progress, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self._progress, self._batches = progress, 0
+
+    def eval_begin(self):
+        self._batches = 0
+        return super().eval_begin()
+
+    def eval_reduce(self, state=None, step_outputs=None):
+        self._batches += 1
+        self._progress.validated(self._batches)
+        return super().eval_reduce(state, step_outputs)
+
+
 class Controller(orbit.Controller):
     """The library's controller, which after SIGTERM saves a checkpoint and ends the program.
 
     It looks after every loop and every validation. All workers stop at the same step if one of
-    them is told to, since saving takes all of them.
+    them is told to, since saving takes all of them. Checkpoints are saved after the loops in which
+    a multiple of the interval is reached; the library counts from the end of the first loop.
     """
 
-    def __init__(self, termination: Termination, **kwargs):
+    def __init__(self, termination: Termination, progress: Progress, **kwargs):
         super().__init__(**kwargs)
-        self._termination = termination
+        self._termination, self._progress = termination, progress
+        self._saved_step = int(self.global_step.numpy())
 
     def _train_n_steps(self, num_steps):
         super()._train_n_steps(num_steps)
         self._end_if_asked()
 
     def evaluate(self, steps=-1):
-        found = super().evaluate(steps)
+        with self._progress.validating():
+            found = super().evaluate(steps)
         self._end_if_asked()
         return found
+
+    def _maybe_save_checkpoint(self, check_interval=True):
+        step, interval = int(self.global_step.numpy()), self.checkpoint_manager.checkpoint_interval
+        if check_interval and interval and step // interval == self._saved_step // interval:
+            return False
+        self._saved_step = step
+        return super()._maybe_save_checkpoint(check_interval=False)
 
     def _end_if_asked(self):
         if devices.mean_of_workers(self.strategy, float(self._termination.asked)) > 0:
@@ -234,8 +231,7 @@ def run(
     except OSError as error:
         raise UserError(f"{model_dir!r} cannot be written: {error.strerror}") from error
     print(devices.described(used))
-    validation_interval = params.trainer.validation_interval if "eval" in mode else 0
-    progress = Progress(start, params.trainer.train_steps, validation_interval, hidden=not chief)
+    progress = Progress(start, params.trainer.train_steps, hidden=not chief)
     termination = Termination()
     with contextlib.ExitStack() as stack:
         stack.callback(progress.close)
@@ -243,12 +239,14 @@ def run(
         log_file = os.path.join(model_dir, LOG_FILE) if chief else os.devnull
         log = stack.enter_context(open(log_file, "a", buffering=1))
         stack.enter_context(contextlib.redirect_stdout(log))
+        stack.enter_context(np.printoptions(legacy="1.25"))  # 3.7, not np.float32(3.7)
         with strategy.scope():
             optimizer = train_utils.create_optimizer(task, params)
             if params.trainer.train_tf_function:
                 # TensorFlow traces a step twice that makes variables, as the first one would.
                 optimizer._create_all_weights(model.trainable_variables)
-            trainer = base_trainer.Trainer(
+            trainer = Trainer(
+                progress,
                 params,
                 task,
                 model,
@@ -271,7 +269,7 @@ def run(
             save_summary=chief,
             train_actions=[progress],
             trainer=trainer,
-            controller_cls=functools.partial(Controller, termination),
+            controller_cls=functools.partial(Controller, termination, progress),
         )
         progress.global_step = trainer.global_step
         stack.enter_context(termination.watched())
