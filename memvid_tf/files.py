@@ -211,12 +211,26 @@ def write_json(path: str | os.PathLike, value) -> None:
     write_text(path, json.dumps(value, indent=1) + "\n")
 
 
+def sweep(parent: str | os.PathLike) -> None:
+    """Removes what killed writers left in a folder, and puts back what they took away."""
+    for found in filter(None, map(_STAGE.fullmatch, os.listdir(parent))):
+        stage, name = os.path.join(parent, found[0]), found[1]
+        try:
+            held = locks.take(_lock(stage, name))
+        except (BlockingIOError, FileNotFoundError, NotADirectoryError, PermissionError):
+            continue  # its writer lives, or has just removed it, or it is somebody else's
+        try:
+            _clear(stage, os.path.join(parent, name))
+        finally:
+            os.close(held)
+
+
 @contextlib.contextmanager
 def _staging(path: str) -> Iterator[str]:
     """Yields a locked folder beside a target, for what will take its name."""
     parent, name = os.path.split(path)
     os.makedirs(parent, exist_ok=True)
-    _tidy(parent)
+    sweep(parent)
     while True:
         stage = tempfile.mkdtemp(prefix=f".memvid.{name}.", dir=parent)
         try:
@@ -236,20 +250,6 @@ def _lock(stage: str, name: str) -> str:
 
 def _old(stage: str, name: str) -> str:
     return os.path.join(stage, f"{name}.old")
-
-
-def _tidy(parent: str) -> None:
-    """Clears up after dead writers in a folder."""
-    for found in filter(None, map(_STAGE.fullmatch, os.listdir(parent))):
-        stage, name = os.path.join(parent, found[0]), found[1]
-        try:
-            held = locks.take(_lock(stage, name))
-        except (BlockingIOError, FileNotFoundError, NotADirectoryError, PermissionError):
-            continue  # its writer lives, or has just removed it, or it is somebody else's
-        try:
-            _clear(stage, os.path.join(parent, name))
-        finally:
-            os.close(held)
 
 
 def _clear(stage: str, path: str) -> None:
