@@ -21,14 +21,24 @@ _UNKNOWN = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 @contextlib.contextmanager
 def folder(path: str | os.PathLike) -> Iterator[None]:
-    """Holds a folder that stays, such as that of a training; makes it if it is not there.
+    """Holds a folder that stays, such as that of a training.
+
+    It is made if it is not there, and removed again if nothing was put into it.
 
     Raises:
       UserError: another process holds it.
     """
-    os.makedirs(path, exist_ok=True)
-    with _held(os.path.join(path, ".memvid.lock"), path):
+    with contextlib.ExitStack() as stack:
+        if not os.path.isdir(path):
+            os.makedirs(path, exist_ok=True)
+            stack.callback(_remove_empty, path)
+        stack.enter_context(_held(os.path.join(path, ".memvid.lock"), path))
         yield
+
+
+def _remove_empty(path: str | os.PathLike) -> None:
+    with contextlib.suppress(OSError):
+        os.rmdir(path)
 
 
 @contextlib.contextmanager

@@ -514,6 +514,17 @@ def test_one_name_by_two_ways_is_one_lock(tmp_path):
                 pytest.fail("two at once")
 
 
+def test_a_held_folder_stays_if_something_was_put_into_it(tmp_path):
+    with locks.folder(tmp_path / "empty"):
+        pass
+    with locks.folder(tmp_path / "full"):
+        (tmp_path / "full" / "a").write_text("")
+    (tmp_path / "mine").mkdir()
+    with locks.folder(tmp_path / "mine"):
+        pass
+    assert names(tmp_path) == ["full", "mine"] and names(tmp_path / "full") == ["a"]
+
+
 def test_a_filesystem_without_locks_refuses_nobody(tmp_path, monkeypatch):
     def unknown(descriptor, how):
         raise OSError(errno.ENOLCK, "No locks available")

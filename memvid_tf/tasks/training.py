@@ -19,6 +19,7 @@ from official.core import (
 )
 from tqdm import tqdm
 
+from memvid_tf import locks
 from memvid_tf.data import reading
 from memvid_tf.errors import Terminated, UserError
 from memvid_tf.tasks import attention as _registers_attention  # noqa: F401
@@ -64,24 +65,32 @@ class Progress:
 
 
 class Termination:
-    """Whether SIGTERM has come. A second one ends the process at once."""
+    """Whether SIGTERM has come, or SIGHUP of a closed terminal. A second one ends the process at
+    once."""
 
     def __init__(self):
         self.asked = False
 
     @contextlib.contextmanager
     def watched(self):
-        """Takes note of SIGTERM within the block."""
+        """Takes note of them within the block; of SIGHUP not under nohup, which ignores it."""
+        numbers = [
+            number
+            for number in (signal.SIGTERM, signal.SIGHUP)
+            if signal.getsignal(number) != signal.SIG_IGN
+        ]
 
         def note(number, frame):
             self.asked = True
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            for number in numbers:
+                signal.signal(number, signal.SIG_DFL)
 
-        before = signal.signal(signal.SIGTERM, note)
+        before = {number: signal.signal(number, note) for number in numbers}
         try:
             yield
         finally:
-            signal.signal(signal.SIGTERM, before)
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
 
 class Controller(orbit.Controller):
@@ -191,13 +200,29 @@ def run(
 
     Raises:
       UserError: if the input or the checkpoint does not fit, if the loss is not finite, if there is
-        no room to write, or if another worker is gone.
-      Terminated: after SIGTERM, when a checkpoint is written.
+        no room to write, if another process trains in `model_dir`, or if another worker is gone.
+      Terminated: after SIGTERM or SIGHUP, when a checkpoint is written.
     """
     tf_keras.utils.set_random_seed(params.task.seed)
     tf.config.experimental.enable_op_determinism()
     # Workers can join only before TensorFlow has done anything.
     strategy = devices.strategy(params.runtime)
+    with _alone(model_dir) if devices.is_chief(strategy) else contextlib.nullcontext():
+        _run(params, model_dir, mode, strategy)
+
+
+@contextlib.contextmanager
+def _alone(model_dir: str):
+    """Holds the folder of a training, which all its workers share and only the chief writes to."""
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(locks.folder(model_dir))
+        except OSError as error:
+            raise UserError(f"{model_dir!r} cannot be written: {error.strerror}") from error
+        yield
+
+
+def _run(params, model_dir, mode, strategy):
     chief = devices.is_chief(strategy)
     path = checkpoints.latest(model_dir)
     start = checkpoints.step_of(path) if path else 0
