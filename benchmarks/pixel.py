@@ -23,7 +23,7 @@ from absl import flags
 
 from benchmarks import packages
 from benchmarks.runner.build import cache
-from memvid_tf import errors, files
+from memvid_tf import errors, files, locks
 
 FLAGS = flags.FLAGS
 CPUS = {"cortex-a76": "Pixel 6 and 7 class: dotprod", "cortex-a710": "Pixel 8 class: i8mm"}
@@ -86,7 +86,7 @@ def build() -> tuple[Path, Path]:
         raise NoPixel(str(error)) from error
     root = cache() / f"pixel_{VERSION}"
     if not root.is_dir():
-        with files.atomic_folder(root) as folder:
+        with locks.target(root), files.atomic_folder(root, "the emulator") as folder:
             _lay_out(Path(folder), system, patchelf)
     return emulator, root
 

@@ -1,5 +1,6 @@
 """What a program tells its user when something is wrong: one line, and a non-zero exit."""
 
+import contextlib
 import errno
 import io
 import os
@@ -7,6 +8,10 @@ import sys
 from collections.abc import Callable, Sequence
 
 from absl import app, flags
+
+
+# No room, or no right to any: the machine must be changed, not the program.
+_UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
 
 class UserError(Exception):
@@ -23,14 +28,14 @@ def run(main: Callable[[list[str]], int | None], addresses: Sequence[str] = ()) 
 
     As in a shell, 130 says that it was interrupted, 143 that it was terminated and 141 that nobody
     reads its output any more, as `head` does not. Where the output cannot be written, because the
-    disk is full or there is none, the program does its work to the end and then says so.
+    disk is full or there is none, the program does its work to the end and then says so. A full
+    disk is the user's to mend as well, wherever it is met.
 
     Args:
       main: takes the arguments that are no flags; returns the exit code, None for 0.
       addresses: flags that may be given an address, such as rtsp://camera; all others are refused
         one, since they name local files and folders.
     """
-    output = _streams()
 
     def guarded(argv: list[str]) -> int | None:
         code = None
@@ -40,6 +45,12 @@ def run(main: Callable[[list[str]], int | None], addresses: Sequence[str] = ()) 
         except UserError as error:
             message = " ".join(str(error).split())
             print(f"error: {message}", file=sys.stderr)
+            code = 2
+        except OSError as error:
+            if error.errno not in _UNWRITABLE:
+                raise
+            what = error.filename or "a file"
+            print(f"error: {what} cannot be written: {error.strerror}", file=sys.stderr)
             code = 2
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)
@@ -55,7 +66,11 @@ def run(main: Callable[[list[str]], int | None], addresses: Sequence[str] = ()) 
         print(f"error: standard output: {output.error.strerror}", file=sys.stderr)
         return 2
 
-    app.run(guarded)
+    with contextlib.ExitStack() as stack:
+        output = _kept(stack, "stdout", 1)
+        _kept(stack, "stderr", 2)
+        _fill_descriptors()
+        app.run(guarded)
 
 
 def _refuse_addresses(allowed: Sequence[str]) -> None:
@@ -92,7 +107,7 @@ class _Stream(io.RawIOBase):
         return self._descriptor
 
     def isatty(self):
-        return os.isatty(self._descriptor)
+        return self._descriptor >= 0 and os.isatty(self._descriptor)
 
     def write(self, data):
         if self.error is None:
@@ -103,26 +118,31 @@ class _Stream(io.RawIOBase):
         return len(data)
 
 
-def _streams() -> _Stream:
-    """Puts such streams in the place of Python's; returns that of standard output."""
-    streams = {}
-    for descriptor, name in ((1, "stdout"), (2, "stderr")):
-        usual = getattr(sys, name)  # None where it was closed before Python began
-        streams[name] = _Stream(-1 if usual is None else descriptor)
-        encoding, problems = ("utf-8", "replace") if usual is None else (usual.encoding, usual.errors)
-        text = io.TextIOWrapper(
-            io.BufferedWriter(streams[name]),
-            encoding=encoding,
-            errors=problems,
-            line_buffering=name == "stderr" or streams[name].isatty(),
-            write_through=usual is not None and usual.write_through,
-        )
-        setattr(sys, name, text)
-    # A file that the program opens must not get the number of a closed stream, on which libraries
-    # write what they have to say.
+def _kept(stack: contextlib.ExitStack, name: str, descriptor: int) -> _Stream:
+    """Puts such a stream in the place of Python's own until the stack is left."""
+    usual = getattr(sys, name)  # None where it was closed before Python began
+    stream = _Stream(-1 if usual is None else descriptor)
+    if usual is not getattr(sys, f"__{name}__"):
+        return stream  # somebody else takes what is written
+    encoding, problems = ("utf-8", "replace") if usual is None else (usual.encoding, usual.errors)
+    text = io.TextIOWrapper(
+        io.BufferedWriter(stream),
+        encoding=encoding,
+        errors=problems,
+        line_buffering=name == "stderr" or stream.isatty(),
+        write_through=usual is not None and usual.write_through,
+    )
+    setattr(sys, name, text)
+    stack.callback(setattr, sys, name, usual)
+    stack.callback(text.flush)
+    return stream
+
+
+def _fill_descriptors() -> None:
+    """Keeps the numbers of closed standard streams from the files that the program opens: on them
+    libraries write what they have to say."""
     for descriptor in range(3):
         try:
             os.fstat(descriptor)
         except OSError:
             os.open(os.devnull, os.O_RDWR)  # the lowest free number
-    return streams["stdout"]

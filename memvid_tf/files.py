@@ -159,7 +159,7 @@ def check_folder(path: str | os.PathLike, kind: str, made: Inventory | None = No
     if not os.path.lexists(path):
         return
     if not os.path.isdir(path):
-        raise UserError(f"{path!r} {what(path)}, wanted a new folder or one of {kind}")
+        raise UserError(f"{path!r} {what(path)}, wanted a new or an empty folder")
     held = dict(_content(path))
     if not held and not os.listdir(path):
         return
@@ -167,7 +167,7 @@ def check_folder(path: str | os.PathLike, kind: str, made: Inventory | None = No
     if known is None:
         named = ", ".join(sorted(os.listdir(path))[:3])
         raise UserError(
-            f"{path!r} is no folder of {kind}: it holds {named}; name a new or an empty one"
+            f"{path!r} holds {named} and no {kind} of ours; name a new or an empty folder"
         )
     foreign = [
         name for name, size in held.items() if name not in known or known[name] not in (size, None)
@@ -241,7 +241,12 @@ def _staging(path: str) -> Iterator[str]:
     with contextlib.ExitStack() as stack:
         stack.callback(os.close, held)
         stack.callback(_clear, stage, path)
-        yield stage
+        try:
+            yield stage
+        except OSError as error:  # of the file that the user knows
+            if error.filename is None or os.fspath(error.filename).startswith(stage):
+                error.filename = path
+            raise
 
 
 def _lock(stage: str, name: str) -> str:

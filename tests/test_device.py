@@ -244,7 +244,7 @@ def test_a_benchmark_model_of_the_users_is_run_and_read(cable, parts, bundle, tm
     model = device.push(bundle.graph_path("f1"))
     call = f"./{device.push(binary)}"
     text = device.call(benchmark_model.command(call, model, 2, 50, "--use_gpu=true"), None)
-    assert "--graph=f1.tflite --num_threads=2 --num_runs=50 --use_gpu=true" in text
+    assert f"--graph={model} --num_threads=2 --num_runs=50 --use_gpu=true" in text
     assert benchmark_model.parse(text)["latency_us"] == [24123.4]
     with pytest.raises(adb_lib.AdbError, match="exit code 127"):
         device.call("./none", None)
@@ -302,7 +302,7 @@ def test_the_program_measures_keeps_what_it_has_and_goes_on(cable, parts, bundle
     assert again[: len(first)] == first
     modes = [m.setting.mode for m in again]
     assert (modes.count("burst"), modes.count("sustained")) == (2 * len(first), 4)
-    assert cable.adb.shell(f"ls {FOLDER}").code, "the folder is removed"
+    assert cable.adb.shell("ls /data/local/tmp/memvid_tf").code, "the folder is removed"
     assert json.loads(Path(f"{output}.json").read_text())["schema_version"] == 2
 
 

@@ -67,6 +67,7 @@ def test_a_reader_that_is_gone_does_not_end_the_work(tmp_path):
     [
         ("return 1", 1, ""),
         ("raise errors.UserError('--a=1\\n is wrong')", 2, "error: --a=1 is wrong\n"),
+        ("raise OSError(28, 'No space', 'a')", 2, "error: a cannot be written: No space\n"),
         ("raise KeyboardInterrupt", 130, "interrupted\n"),
         ("raise errors.Terminated('kept')", 143, "kept\n"),
     ],

@@ -133,8 +133,9 @@ def test_a_full_disk_is_noticed_behind_a_writer_that_hides_it(tmp_path, full_dis
 def test_a_full_disk_stops_plain_writes(tmp_path, full_disk):
     path = tmp_path / "a"
     path.write_text("old")
-    with pytest.raises(OSError):
+    with pytest.raises(OSError) as full:
         files.write_bytes(path, bytes(100_001))
+    assert full.value.filename == str(path), "not of the hidden one"
     assert path.read_text() == "old" and names(tmp_path) == ["a"]
     files.write_bytes(path, bytes(100_000))  # exactly full
     assert path.stat().st_size == 100_000
@@ -312,13 +313,13 @@ def _a_file(path):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (_of_another_maker, "is no folder of frames: it holds figures, thesis.tex; name a new"),
-        (_of_another_kind, "is no folder of frames: it holds .memvid_tf.json, a; name a new"),
+        (_of_another_maker, "holds figures, thesis.tex and no frames of ours; name a new"),
+        (_of_another_kind, "holds .memvid_tf.json, a and no frames of ours"),
         (_with_something_more, "holds mine/notes.txt, which came later and would be lost; move"),
         (_with_something_changed, "holds a, which came later and would be lost"),
         (_with_a_link, "holds data, which came later and would be lost"),
-        (_with_a_false_marker, "is no folder of frames"),
-        (_a_file, "is a file, wanted a new folder or one of frames"),
+        (_with_a_false_marker, "and no frames of ours"),
+        (_a_file, "is a file, wanted a new or an empty folder"),
     ],
 )
 def test_what_is_not_ours_is_not_replaced(tmp_path, make, message):
@@ -349,7 +350,7 @@ def test_an_inventory_stands_for_a_marker(tmp_path):
             Path(folder, "b").write_text(text)
         assert names(tmp_path / "x") == ["a", "b"]
     (tmp_path / "x" / "a").unlink()
-    with pytest.raises(UserError, match="is no folder of bundle"):
+    with pytest.raises(UserError, match="holds b and no bundle of ours"):
         files.check_folder(tmp_path / "x", "bundle", made)
 
 

@@ -234,7 +234,7 @@ def test_this_machine_is_measured_and_goes_on_where_it_stopped(tmp_path, monkeyp
     [
         ([], "--bundle is missing"),
         (["--bundle=none"], "bundle none: no such folder"),
-        (["--peer=none.tflite"], "--peer=none.tflite: no such file"),
+        (["--peer=none.tflite"], "--peer=none.tflite does not exist"),
         (["--peer=x", "--threads=0"], "--threads='0' is not in 1.."),
     ],
 )

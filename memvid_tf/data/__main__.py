@@ -270,7 +270,7 @@ def _show(info, clips):
     picture = sheet.contact_sheet(info, _SPLIT.value, clips, _FRAMES.value)
     _, encoded = cv2.imencode(pathlib.Path(output).suffix, picture[..., ::-1])
     try:
-        files.write_bytes(output, encoded)
+        files.write_bytes(output, encoded.tobytes())
     except OSError as error:
         raise errors.UserError(f"--output {output} cannot be written: {error}") from error
     print(f"{output}: clips {', '.join(map(str, clips))} of {_SPLIT.value}")

@@ -8,14 +8,24 @@ the manifest does not list (a report) are never opened.
 import dataclasses
 import functools
 import hashlib
+import json
 import os
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from memvid_tf.runtime.manifest import BundleError, FileEntry, Golden, Manifest, TensorSpec
+from memvid_tf.runtime.manifest import (
+    SCHEMA_VERSION,
+    BundleError,
+    FileEntry,
+    Golden,
+    Manifest,
+    TensorSpec,
+)
 
 MANIFEST = "manifest.json"
+# What the verification writes into the folder afterwards, and benchmarks.card.
+REPORT_JSON, REPORT_MD, CARD = "report.json", "report.md", "card.json"
 # Ten times the manifest of the largest detector that the zoo describes.
 _MAX_MANIFEST_BYTES = 16 * 2**20
 
@@ -92,6 +102,23 @@ class Bundle:
     def _read(self, file: str, spec: TensorSpec) -> np.ndarray:
         raw = np.fromfile(self.path / file, np.dtype(spec.dtype).newbyteorder("<"))
         return raw.astype(spec.dtype, copy=False).reshape(spec.shape)
+
+
+def inventory(path: str | os.PathLike[str]) -> dict[str, int | None] | None:
+    """What of a folder's files an export wrote: bytes by relative path, None for any size.
+
+    Returns:
+      None where the folder holds no manifest of ours.
+    """
+    try:
+        content = json.loads(_read_manifest(Path(path)))
+        known = {name: entry["bytes"] for name, entry in content["files"].items()}
+        graphs = {graph["file"] for graph in content["graphs"].values()}
+    except (BundleError, ValueError, KeyError, TypeError, AttributeError, OSError):
+        return None
+    if content.get("schema_version") not in range(1, SCHEMA_VERSION + 1) or not graphs <= set(known):
+        return None
+    return {**known, **dict.fromkeys((MANIFEST, REPORT_JSON, REPORT_MD, CARD))}
 
 
 def file_entry(path: str | os.PathLike[str]) -> FileEntry:
