@@ -28,7 +28,7 @@ from memvid_tf import errors, files, locks
 FLAGS = flags.FLAGS
 CPUS = {"cortex-a76": "Pixel 6 and 7 class: dotprod", "cortex-a710": "Pixel 8 class: i8mm"}
 MODEL = "emulated Pixel"
-VERSION = 3  # of the root folder's layout
+VERSION = 4  # of the root folder's layout
 
 SUITE = "trixie"
 SYSTEM = (
@@ -39,8 +39,8 @@ SYSTEM = (
 )  # fmt: skip
 TOOLS = (
     "[ basename cat chmod chown cp cut date dd df dirname du echo egrep env false find free grep head "
-    "id kill ln ls md5sum mkdir mv nproc pgrep printenv printf ps pwd readlink realpath rm sed seq sha256sum "
-    "sleep sort stat tail taskset tee test timeout top touch tr true uname uptime wc which xargs"
+    "id kill ln ls md5sum mkdir mv nproc pgrep printenv printf ps pwd readlink realpath rm rmdir sed seq "
+    "sha256sum sleep sort stat tail taskset tee test timeout top touch tr true uname uptime wc which xargs"
 ).split()
 LOADER = "ld-linux-aarch64.so.1"
 

@@ -20,7 +20,7 @@ from test_device_text import CLASSIC
 from benchmarks import adb as adb_lib
 from benchmarks import benchmark_model, payload, phone, rig
 from benchmarks import measurements as schema
-from benchmarks.handset import GoldenMismatch, Handset, LoaderFailed
+from benchmarks.handset import Foreign, GoldenMismatch, Handset, LoaderFailed
 from benchmarks.runner import local, schedules
 from memvid_tf.errors import UserError
 
@@ -193,6 +193,22 @@ def test_a_full_disk(server, parts, address):
         with pytest.raises(adb_lib.NoSpace, match="free some space below /data/local/tmp"):
             Handset(adb, parts, FOLDER).prepare()
     rig.disconnect(server)
+
+
+def test_our_folder_and_nothing_else_is_removed(cable, parts):
+    cable.adb.check("mkdir -p /data/local/tmp/theirs && echo x >/data/local/tmp/theirs/photo")
+    small = payload.Payload({n: parts.files[n] for n in (payload.RUNNER, payload.LITERT)})
+    device = Handset(cable.adb, small, "/data/local/tmp/theirs")
+    with pytest.raises(LoaderFailed):
+        device.prepare()
+    device.remove()
+    assert cable.adb.check("ls -A /data/local/tmp/theirs") == "photo\n"
+    cable.adb.check("mkdir /data/local/tmp/theirs/memvid_tf && "
+                    "mv /data/local/tmp/theirs/photo /data/local/tmp/theirs/memvid_tf/")  # fmt: skip
+    with pytest.raises(Foreign, match="memvid_tf holds files that are not ours"):
+        device.prepare()
+    device.remove()
+    assert cable.adb.check("ls -A /data/local/tmp/theirs/memvid_tf") == "photo\n"
 
 
 def test_a_missing_loader_is_named(cable, parts):

@@ -58,7 +58,8 @@ class Bundle:
         """
         folder = Path(path)
         if not folder.is_dir():
-            raise BundleError(f"bundle {folder}: no such folder; python -m export writes one")
+            there = "is not a folder" if folder.exists() else "no such folder"
+            raise BundleError(f"bundle {folder}: {there}; python -m export writes one")
         try:
             manifest = Manifest.from_json(_read_manifest(folder))
             for name, entry in manifest.files.items():

@@ -65,11 +65,21 @@ class Progress:
 
 
 class Termination:
-    """Whether SIGTERM has come, or SIGHUP of a closed terminal. A second one ends the process at
-    once."""
+    """Whether SIGTERM has come, or SIGHUP of a closed terminal.
+
+    The first steps take minutes of tracing, longer than those who stop programs wait. Until they
+    are done there is nothing to keep, and the process ends at once, as after a second signal.
+
+    Attributes:
+      asked: whether it has come.
+    """
 
     def __init__(self):
-        self.asked = False
+        self.asked, self._learned = False, False
+
+    def learned(self, output):
+        """Train action: from now on there is something to keep."""
+        self._learned = True
 
     @contextlib.contextmanager
     def watched(self):
@@ -81,6 +91,10 @@ class Termination:
         ]
 
         def note(number, frame):
+            if not self._learned:
+                # Not as an exception, which the tracing would take for one of the network.
+                os.write(2, b"\nterminated before the first steps; start the same command again\n")
+                os._exit(128 + number)
             self.asked = True
             for number in numbers:
                 signal.signal(number, signal.SIG_DFL)
@@ -287,7 +301,7 @@ def _run(params, model_dir, mode, strategy):
             ),
             model_dir=model_dir,
             save_summary=chief,
-            train_actions=[progress],
+            train_actions=[termination.learned, progress],
             trainer=trainer,
             controller_cls=functools.partial(Controller, termination),
         )
