@@ -10,9 +10,7 @@ import numpy as np
 import pytest
 import tiny_bundle
 
-from memvid_tf import files
-from memvid_tf.errors import UserError
-from memvid_tf.runtime.bundle import Bundle, file_entry, inventory
+from memvid_tf.runtime.bundle import Bundle, file_entry
 from memvid_tf.runtime.interpreter import Graph
 from memvid_tf.runtime.manifest import BundleError, Manifest
 
@@ -261,46 +259,3 @@ def test_any_damage_is_a_bundle_error():
         except BundleError:
             outcomes["refused"] += 1
     assert outcomes["refused"] > 300
-
-
-# ---- what an export may replace -----------------------------------------------------------------
-
-
-def test_an_older_bundle_may_be_replaced(folder):
-    files.check_folder(folder, "bundle", inventory)
-    for name in ("report.json", "report.md", "card.json"):
-        (folder / name).write_text("made of it")
-    (folder / "labels.txt").unlink()
-    files.check_folder(folder, "bundle", inventory)
-
-
-@pytest.mark.parametrize("name", ["notes.txt", "golden/mine.bin", "report.html", "a/b/c"])
-def test_a_bundle_with_something_else_in_it_is_kept(folder, name):
-    (folder / name).parent.mkdir(parents=True, exist_ok=True)
-    (folder / name).write_text("precious")
-    with pytest.raises(UserError, match=f"holds {name}, which came later and would be lost"):
-        files.check_folder(folder, "bundle", inventory)
-
-
-def test_a_bundle_with_a_graph_of_the_users_is_kept(folder):
-    (folder / "f0.tflite").write_bytes(b"quantized by hand")
-    with pytest.raises(UserError, match="holds f0.tflite, which came later"):
-        files.check_folder(folder, "bundle", inventory)
-
-
-@pytest.mark.parametrize(
-    "manifest",
-    [
-        '{"manifest_version": 3, "name": "a web app", "icons": []}',
-        '{"schema_version": 1, "files": ["a.js"], "graphs": {}}',
-        '{"schema_version": 99, "files": {}, "graphs": {}}',
-        '{"schema_version": 1, "files": {}, "graphs": {"f0": {"file": "index.html"}}}',
-        "[1]",
-        "no JSON",
-    ],
-)
-def test_a_manifest_of_another_kind_protects_its_folder(tmp_path, manifest):
-    (tmp_path / "manifest.json").write_text(manifest)
-    (tmp_path / "index.html").write_text("precious")
-    with pytest.raises(UserError, match="holds index.html, manifest.json and no bundle of ours"):
-        files.check_folder(tmp_path, "bundle", inventory)
