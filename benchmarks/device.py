@@ -6,8 +6,8 @@ r"""Measures bundles on Android devices over adb.
 
 A device is checked, given what it lacks, made to compute the recorded golden outputs and only then
 measured, in shuffled order, cool, on its fastest cores. Every repeat is written when it is done: the
-same command again goes on after the last one. Afterwards its settings are put back and our folder on
-it is removed (--keep leaves it, and the next push sends only what changed).
+same command again goes on after the last one. Afterwards its settings are put back and our folder
+on it is removed (--keep leaves it, and the next push sends only what changed).
 """
 
 import concurrent.futures
@@ -301,7 +301,9 @@ def main(argv):
         raise errors.UserError("--bundle is missing, for example --bundle=bundles/paper/int8")
     if FLAGS.benchmark_model and not Path(FLAGS.benchmark_model).is_file():
         what = files.what(FLAGS.benchmark_model)
-        raise errors.UserError(f"--benchmark_model={FLAGS.benchmark_model} {what}; wanted a program")
+        raise errors.UserError(
+            f"--benchmark_model={FLAGS.benchmark_model} {what}; wanted a program"
+        )
     if not FLAGS.output:
         raise errors.UserError("--output is missing, for example --output=results/pixel")
     wish, peers = work.wish_of(FLAGS, most_threads=8), work.peers_of(FLAGS)

@@ -270,8 +270,8 @@ class Handset:
         )
         if said.strip():
             raise Foreign(
-                f"device {self.adb.serial}: {self._folder} holds files that are not ours; move them "
-                "away or name another --device_dir"
+                f"device {self.adb.serial}: {self._folder} holds files that are not ours; move "
+                "them away or name another --device_dir"
             )
 
     def _inventory(self) -> dict[str, str]:

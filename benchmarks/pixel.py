@@ -38,9 +38,10 @@ SYSTEM = (
     "zlib1g",
 )  # fmt: skip
 TOOLS = (
-    "[ basename cat chmod chown cp cut date dd df dirname du echo egrep env false find free grep head "
-    "id kill ln ls md5sum mkdir mv nproc pgrep printenv printf ps pwd readlink realpath rm rmdir sed seq "
-    "sha256sum sleep sort stat tail taskset tee test timeout top touch tr true uname uptime wc which xargs"
+    "[ basename cat chmod chown cp cut date dd df dirname du echo egrep env false find free grep "
+    "head id kill ln ls md5sum mkdir mv nproc pgrep printenv printf ps pwd readlink realpath rm "
+    "rmdir sed seq sha256sum sleep sort stat tail taskset tee test timeout top touch tr true uname "
+    "uptime wc which xargs"
 ).split()
 LOADER = "ld-linux-aarch64.so.1"
 

@@ -5,8 +5,8 @@ and on the disk. Then it takes the target's name in one step; a folder that is r
 places with the new one, so that at every moment one of them is whole at the name. A program that is
 killed leaves its hidden folder behind, which the next one to write beside it removes.
 
-A file that is named is replaced. A folder is replaced only if it holds nothing but what its maker is
-known to have written: as `MARKER` in it lists, or as a bundle's manifest does.
+A file that is named is replaced. A folder is replaced only if it holds nothing but what its maker
+is known to have written: as `MARKER` in it lists, or as a bundle's manifest does.
 """
 
 import contextlib
@@ -33,8 +33,8 @@ _NO_EXCHANGE = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)
 _STAGE = re.compile(r"\.memvid\.(.+)\.\w{8}")
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 
-# What of a folder's content its maker wrote: bytes by relative path, None for any size. None instead
-# says that it did not make the folder.
+# What of a folder's content its maker wrote: bytes by relative path, None for any size. None in its
+# place says that it did not make the folder.
 Inventory = Callable[[str], Mapping[str, int | None] | None]
 
 

@@ -1,8 +1,8 @@
 """One writer at a time: a file or folder that a program holds, and that a second one is refused.
 
-A lock is a file `.memvid.lock` in a folder, or `.memvid.NAME.lock` beside what is replaced whole. The
-kernel gives it back when its holder ends, however it ends; a lock file that was left behind means
-nothing. Where a filesystem knows no locks, nobody is refused.
+A lock is a file `.memvid.lock` in a folder, or `.memvid.NAME.lock` beside what is replaced whole.
+The kernel gives it back when its holder ends, however it ends; a lock file that was left behind
+means nothing. Where a filesystem knows no locks, nobody is refused.
 """
 
 import contextlib

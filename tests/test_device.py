@@ -203,8 +203,7 @@ def test_our_folder_and_nothing_else_is_removed(cable, parts):
         device.prepare()
     device.remove()
     assert cable.adb.check("ls -A /data/local/tmp/theirs") == "photo\n"
-    cable.adb.check("mkdir /data/local/tmp/theirs/memvid_tf && "
-                    "mv /data/local/tmp/theirs/photo /data/local/tmp/theirs/memvid_tf/")  # fmt: skip
+    cable.adb.check("cd /data/local/tmp/theirs && mkdir memvid_tf && mv photo memvid_tf/")
     with pytest.raises(Foreign, match="memvid_tf holds files that are not ours"):
         device.prepare()
     device.remove()

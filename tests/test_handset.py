@@ -1,4 +1,4 @@
-"""The folder on a device, with this machine in the place of the device: a shell, files, the runner."""
+"""The folder on a device, with this machine in the place of the device."""
 
 import dataclasses
 import json

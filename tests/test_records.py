@@ -393,7 +393,8 @@ def test_the_program_makes_and_shows_a_set(tmp_path):
     stored = records.pick_clips(info, "test", [1])[0].images
     assert [path.read_bytes() for path in sorted(frames.glob("*.*g"))] == stored
     (frames / "mine.txt").write_text("precious")
-    for output, message in ((frames, "holds mine.txt, which came later"), (folder, "no frames of ours")):
+    refused = (frames, "holds mine.txt, which came later"), (folder, "no frames of ours")
+    for output, message in refused:
         before = {path: path.read_bytes() for path in output.iterdir()}
         done = run(tmp_path, "frames", f"--input={folder}", f"--output={output}", "--clips=0")
         assert done.returncode == 2 and message in done.stderr, done.stderr

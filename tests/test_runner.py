@@ -297,7 +297,10 @@ def test_models_of_others_run(fixtures_dir):
         (("runs 3\n", ""), "0 lines 'runs', wanted one"),
         (("end\n", ""), "cut short"),
         (("memvid_plan 1", "memvid_plan 9"), "first line is not"),
-        (("runs 3", "runs 3\nset given/f1.tflite:serving_default image none.bin"), "none.bin: No such"),
+        (
+            ("runs 3", "runs 3\nset given/f1.tflite:serving_default image none.bin"),
+            "none.bin: No such",
+        ),
         (("runs 3", "runs 3\nset given/f1.tflite:serving_default picture x"), "no tensor picture"),
     ],
 )

@@ -2,9 +2,9 @@
 
 A plan is made from a bundle (goldens here, schedules in `schedules`) or from any `.tflite` (the
 latency of one graph). All paths in it are relative, so the folder runs wherever it is copied to;
-`Job.files` says what to copy. Files of bundles and models lie in a folder of their own, so that none
-of their names can take the place of something else. Words are split at blanks, so no name may hold
-one.
+`Job.files` says what to copy. Files of bundles and models lie in a folder of their own, so that
+none of their names can take the place of something else. Words are split at blanks, so no name may
+hold one.
 """
 
 import dataclasses

@@ -19,7 +19,7 @@ import os
 import pathlib
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent import futures
 
 import cv2
@@ -287,7 +287,7 @@ def _write_shard(path, clips, num_classes, advance):
 
     def check(written):
         if os.path.getsize(written) != size:
-            raise records.DatasetError(f"{path} was cut short while it was written; is the disk full?")
+            raise records.DatasetError(f"{path} was cut short in writing; is the disk full?")
 
     try:
         with files.atomic_path(path, check) as temporary, tf.io.TFRecordWriter(temporary) as writer:

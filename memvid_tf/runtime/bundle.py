@@ -117,7 +117,8 @@ def inventory(path: str | os.PathLike[str]) -> dict[str, int | None] | None:
         graphs = {graph["file"] for graph in content["graphs"].values()}
     except (BundleError, ValueError, KeyError, TypeError, AttributeError, OSError):
         return None
-    if content.get("schema_version") not in range(1, SCHEMA_VERSION + 1) or not graphs <= set(known):
+    ours = content.get("schema_version") in range(1, SCHEMA_VERSION + 1)
+    if not ours or not graphs <= set(known):
         return None
     return {**known, **dict.fromkeys((MANIFEST, REPORT_JSON, REPORT_MD, CARD))}
 
