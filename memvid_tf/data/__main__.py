@@ -28,7 +28,7 @@ import pathlib
 
 from absl import flags
 
-from memvid_tf import errors, files
+from memvid_tf import errors, files, locks
 from memvid_tf.data import conversion, doctor, records, sharding, synthetic
 
 FLAGS = flags.FLAGS
@@ -278,7 +278,8 @@ def _show(info, clips):
 
 def _write_frames(info, clips):
     try:
-        with files.atomic_folder(_OUTPUT.value, "frames") as folder:
+        output = _OUTPUT.value
+        with locks.target(output), files.atomic_folder(output, "frames") as folder:
             count = 0
             for clip in records.pick_clips(info, _SPLIT.value, clips):
                 for image in clip.images:
