@@ -1,15 +1,19 @@
 """What an export may replace: an older bundle, and nothing that somebody else put there."""
 
+import dataclasses
+import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import killing
+import numpy as np
 import pytest
 
 from memvid_tf import files, locks
 from memvid_tf.errors import UserError
-from memvid_tf.runtime.bundle import inventory
+from memvid_tf.runtime.bundle import Bundle, inventory
 
 ROOT = Path(__file__).parents[1]
 
@@ -77,3 +81,39 @@ def test_the_program_refuses_before_it_begins(tmp_path):
     assert done.returncode == 2 and "only local paths are supported" in done.stderr
     assert (tmp_path / "index.html").read_text() == "precious"
     assert [path.name for path in tmp_path.iterdir()] == ["index.html"]
+
+
+@pytest.mark.parametrize("older", [True, False])
+def test_an_export_survives_death_at_every_step(folder, tmp_path, monkeypatch, older):
+    """At its name lies the old bundle or the new one, whole; the next export clears up."""
+    from export import bundle as bundles
+
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)  # a process dies, not the machine
+    source, output = Bundle.load(folder), tmp_path / "exported" / "bundle"
+    flatbuffers = {name: source.graph_path(name).read_bytes() for name in source.manifest.graphs}
+    image = np.zeros(source.manifest.tensor("f1/serving_default/image", "inputs").shape, np.int8)
+
+    def write(tau):
+        bundles.write_folder(
+            str(output),
+            flatbuffers,
+            source.labels,
+            lambda name: dataclasses.replace(source.manifest, tau=tau, files={}, golden=()),
+            lambda recorder, manifest: recorder.record("f1/serving_default", {"image": image}),
+        )
+
+    def tau_of(path):
+        return Bundle.load(path).manifest.tau  # which compares every hash
+
+    def look(step):
+        if older:
+            assert tau_of(output) in (4, 5), step
+        write(4)
+        assert tau_of(output) == 4 and os.listdir(output.parent) == ["bundle"], step
+        if not older:
+            shutil.rmtree(output)
+
+    if older:
+        write(4)
+    assert killing.every_step(monkeypatch, lambda: write(5), look) > 20
+    assert tau_of(output) == 5 and os.listdir(output.parent) == ["bundle"]
