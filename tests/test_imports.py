@@ -16,12 +16,13 @@ ALLOWED = {
     "models": {"layers", "detection", "windows"},
     "runtime": {"errors", "windows"},
     "evaluation": {"errors", "files", "layers", "detection", "models", "runtime"},
-    "data": {"errors", "files", "evaluation"},
+    "data": {"errors", "files", "locks", "evaluation"},
     "rl": {
         "errors", "files", "layers", "detection", "models", "runtime", "evaluation", "data",
     },
     "tasks": {
-        "errors", "files", "layers", "detection", "models", "runtime", "evaluation", "data", "rl",
+        "errors", "files", "locks", "layers", "detection", "models", "runtime", "evaluation", "data",
+        "rl",
     },
     # A program that stands above what it lists.
     "models/zoo": {"errors", "layers", "models", "evaluation", "tasks"},

@@ -23,6 +23,7 @@ import tiny_run
 import yaml
 
 import memvid_tf  # noqa: F401  (before TensorFlow)
+from memvid_tf import locks
 from memvid_tf.data import records
 from memvid_tf.tasks import checkpoints, configuration, detection, progress, training
 
@@ -352,6 +353,51 @@ def test_the_quantized_phase_killed_and_started_again_equals_uninterrupted(tmp_p
     assert checkpoints.step_of(checkpoints.latest(str(tmp_path / "run"))) == last - 1
     assert tiny_run.program("memvid_tf.train", *arguments) == 0
     assert_same_end(tmp_path / "run", tiny_run.qat_run())
+
+
+def test_a_signal_is_noted_once_there_is_something_to_keep():
+    termination = training.Termination()
+    termination.learned(None)
+    usual = {n: signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGHUP)}
+    with termination.watched():
+        os.kill(os.getpid(), signal.SIGHUP)
+        assert termination.asked
+        assert {signal.getsignal(n) for n in usual} == {signal.SIG_DFL}, "a second one ends it"
+    assert {n: signal.getsignal(n) for n in usual} == usual
+
+
+def test_nohup_keeps_its_word():
+    termination = training.Termination()
+    termination.learned(None)
+    usual = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with termination.watched():
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert not termination.asked
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert termination.asked
+    finally:
+        signal.signal(signal.SIGHUP, usual)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_before_the_first_steps_ends_at_once(number, capfd):
+    child = os.fork()
+    if not child:
+        with training.Termination().watched():
+            os.kill(os.getpid(), number)
+        os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 128 + number
+    assert "terminated before the first steps; start the same" in capfd.readouterr().err
+
+
+def test_a_second_training_in_a_folder_is_refused(tmp_path, capfd):
+    """While the first one lives; nothing of its is touched."""
+    before = listing(tmp_path)
+    with locks.folder(tmp_path):
+        assert tiny_run.program("memvid_tf.train", **tiny_run.float_flags(str(tmp_path))) == 2
+    assert f"in use by process {os.getpid()} since" in capfd.readouterr().err
+    assert listing(tmp_path) == before
 
 
 # A loss that is not a number.

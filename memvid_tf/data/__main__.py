@@ -18,7 +18,8 @@ disk. Both reuse the same set found in --output, continue an interrupted run, an
 for `sha256sum -c`. check says in plain words what is missing or wrong in a data set, before it is
 converted (--dataset, --source) or after (--input); its exit code is 1 if it finds anything. show
 draws frames of some clips with boxes, track ids, class labels and masks. frames writes the frames of
-clips as a folder of images, as they are stored, for `python -m memvid_tf.detect --video=FOLDER`.
+clips as a folder of images, as they are stored, for `python -m memvid_tf.detect --video=FOLDER`; it
+replaces only a folder that it wrote.
 """
 
 import dataclasses
@@ -27,7 +28,7 @@ import pathlib
 
 from absl import flags
 
-from memvid_tf import errors, files
+from memvid_tf import errors, files, locks
 from memvid_tf.data import conversion, doctor, records, sharding, synthetic
 
 FLAGS = flags.FLAGS
@@ -267,9 +268,9 @@ def _show(info, clips):
 
     output = _OUTPUT.value
     picture = sheet.contact_sheet(info, _SPLIT.value, clips, _FRAMES.value)
+    _, encoded = cv2.imencode(pathlib.Path(output).suffix, picture[..., ::-1])
     try:
-        with files.atomic_path(output) as temporary:
-            cv2.imwrite(temporary, picture[..., ::-1])
+        files.write_bytes(output, encoded.tobytes())
     except OSError as error:
         raise errors.UserError(f"--output {output} cannot be written: {error}") from error
     print(f"{output}: clips {', '.join(map(str, clips))} of {_SPLIT.value}")
@@ -277,7 +278,8 @@ def _show(info, clips):
 
 def _write_frames(info, clips):
     try:
-        with files.atomic_folder(_OUTPUT.value) as folder:
+        output = _OUTPUT.value
+        with locks.target(output), files.atomic_folder(output, "frames") as folder:
             count = 0
             for clip in records.pick_clips(info, _SPLIT.value, clips):
                 for image in clip.images:

@@ -25,6 +25,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from memvid_tf import files
 from memvid_tf.errors import UserError
 from memvid_tf.evaluation import vid_map
 
@@ -358,12 +359,11 @@ def read_info(folder: str | pathlib.Path) -> DatasetInfo:
     Raises:
       DatasetError: naming the folder, what is there, and the command that makes a data set.
     """
-    folder = pathlib.Path(folder)
+    folder = pathlib.Path(files.local(folder))
     path = folder / INFO_FILE
     hint = f"make a data set with: {MAKE_COMMAND.format(folder=folder)}"
     if not folder.is_dir():
-        what = "is a file" if folder.exists() else "does not exist"
-        raise DatasetError(f"data set folder {folder} {what}; {hint}")
+        raise DatasetError(f"data set folder {folder} {files.what(folder)}; {hint}")
     if not path.is_file():
         names = sorted(p.name for p in folder.iterdir())
         there = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "") if names else "nothing"

@@ -1,8 +1,9 @@
 """Writing a data set: clips made by worker processes, sharded TFRecords, restartable, atomic.
 
-Everything is written into `<folder>.partial`, `dataset.json` last, and the folder is renamed when
-it is complete, so a data set that exists is whole. An interrupted run goes on with the shards it
-had finished, provided that the configuration is the same. The bytes do not depend on the number of
+Everything is written into `<folder>.partial`, `dataset.json` and its checksums last, and the folder
+is renamed when it is complete, so a data set that exists is whole. Only then the notes are removed
+with which an interrupted run goes on: after the shards it had finished, provided that the
+configuration is the same. The bytes do not depend on the number of
 workers: a clip is a function of its split and number, and clips are written in order.
 
 Workers only make clips; the parent alone loads TensorFlow, for the record format.
@@ -10,7 +11,6 @@ Workers only make clips; the parent alone loads TensorFlow, for the record forma
 
 import contextlib
 import dataclasses
-import fcntl
 import hashlib
 import json
 import math
@@ -19,12 +19,12 @@ import os
 import pathlib
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent import futures
 
 import cv2
 
-from memvid_tf import files
+from memvid_tf import files, locks
 from memvid_tf.data import records
 
 # A shard is what a restart repeats at most: seconds of work.
@@ -32,7 +32,8 @@ SHARD_CLIPS = 100
 # Clips handed to a worker at once.
 CHUNK_CLIPS = 4
 _PLAN_FILE = "plan.json"
-_LOCK_FILE = "lock"
+# What the record format adds to a record: its length and two checksums.
+_RECORD_FRAME_BYTES = 16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,31 +100,42 @@ def write_dataset(
 
     Raises:
       DatasetError: when another data set, other files, or another configuration's unfinished run
-        are in the way, or another process is writing the same data set.
+        are in the way, or the disk is full.
+      UserError: when another process is writing the same data set.
     """
-    folder = pathlib.Path(folder)
+    folder = pathlib.Path(os.path.realpath(files.local(folder)))
     advance = advance or (lambda clips: None)
-    if folder.exists():
-        info = _existing(folder, plan)
-        advance(sum(split.clips for split in plan.splits.values()))
-        return info, True
-    partial = folder.with_name(folder.name + ".partial")
-    partial.mkdir(parents=True, exist_ok=True)
-    with _lock(partial), _maker(plan.make_clip, workers) as make_clips:
+    with locks.target(folder):
+        if folder.exists():
+            info = _existing(folder, plan)
+            _tidy(info)
+            advance(sum(split.clips for split in plan.splits.values()))
+            return info, True
+        partial = folder.with_name(folder.name + ".partial")
+        partial.mkdir(exist_ok=True)
         _claim(partial, plan)
-        for path in partial.glob(".*.tfrecord*"):
-            path.unlink()  # half a shard of a run that was killed
         splits = {}
-        for split, split_plan in plan.splits.items():
-            splits[split] = _write_split(partial, plan, split, split_plan, make_clips, advance)
-        for path in sorted(partial.glob("*.tfrecord.json")):
-            path.unlink()
+        with _maker(plan.make_clip, workers) as make_clips:
+            for split, split_plan in plan.splits.items():
+                splits[split] = _write_split(partial, plan, split, split_plan, make_clips, advance)
         files.write_json(partial / records.INFO_FILE, {**plan.description(), "splits": splits})
         _write_checksums(partial, splits)
-        (partial / _PLAN_FILE).unlink()
-        (partial / _LOCK_FILE).unlink()
         os.rename(partial, folder)
-    return records.read_info(folder), False
+        info = records.read_info(folder)
+        _tidy(info)
+        return info, False
+
+
+def _tidy(info):
+    """Removes what only an unfinished run needs."""
+    notes = [_note(path) for split in info.splits for path in info.shard_paths(split)]
+    for path in (info.folder / _PLAN_FILE, *notes):
+        path.unlink(missing_ok=True)
+
+
+def _note(shard):
+    """The file that says that a shard is whole."""
+    return shard.with_name(shard.name + ".json")
 
 
 def _existing(folder, plan):
@@ -169,18 +181,6 @@ def _differences(a, b, name=""):
         yield name, a, b
 
 
-@contextlib.contextmanager
-def _lock(partial) -> Iterator[None]:
-    with open(partial / _LOCK_FILE, "w", encoding="utf-8") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise records.DatasetError(
-                f"another process is writing {partial}; wait for it or choose another --output"
-            ) from error
-        yield
-
-
 def _claim(partial, plan):
     """Writes down what the unfinished folder is for, or checks that it is for the same."""
     path = partial / _PLAN_FILE
@@ -191,7 +191,8 @@ def _claim(partial, plan):
             raise records.DatasetError(f"{path} is not JSON; remove {partial}") from error
         _compare(partial, "is an unfinished run of another configuration", written, plan)
         return
-    strange = sorted(p.name for p in partial.iterdir() if p.name != _LOCK_FILE)
+    files.sweep(partial)
+    strange = sorted(p.name for p in partial.iterdir())
     if strange:
         raise records.DatasetError(
             f"{partial} holds {', '.join(strange[:5])} but no {_PLAN_FILE}; remove it"
@@ -241,7 +242,7 @@ def _write_split(partial, plan, split, split_plan, make_clips, advance):
     shards, counts = [], []
     for number, (first, last) in enumerate(zip(bounds, bounds[1:])):
         path = partial / f"{split}-{number:05d}-of-{total:05d}.tfrecord"
-        note = path.with_name(path.name + ".json")
+        note = _note(path)
         if not (path.is_file() and note.is_file()):
             clips = make_clips(split, range(first, last))
             shard_counts = _write_shard(path, clips, len(plan.labels), advance)
@@ -282,12 +283,22 @@ def _write_split(partial, plan, split, split_plan, make_clips, advance):
 def _write_shard(path, clips, num_classes, advance):
     import tensorflow as tf
 
-    counts = []
-    with files.atomic_path(path) as temporary, tf.io.TFRecordWriter(temporary) as writer:
-        for clip in clips:
-            writer.write(records.serialize(clip))
-            counts.append(records.count_clip(clip, num_classes))
-            advance(1)
+    counts, size = [], 0
+
+    def check(written):
+        if os.path.getsize(written) != size:
+            raise records.DatasetError(f"{path} was cut short in writing; is the disk full?")
+
+    try:
+        with files.atomic_path(path, check) as temporary, tf.io.TFRecordWriter(temporary) as writer:
+            for clip in clips:
+                record = records.serialize(clip)
+                writer.write(record)
+                size += len(record) + _RECORD_FRAME_BYTES
+                counts.append(records.count_clip(clip, num_classes))
+                advance(1)
+    except tf.errors.OpError as error:
+        raise records.DatasetError(f"{path} cannot be written: {error.message}") from error
     return records.merge_counts(counts)
 
 

@@ -19,6 +19,7 @@ from official.core import (
     train_utils,
 )
 
+from memvid_tf import locks
 from memvid_tf.data import reading
 from memvid_tf.errors import Terminated, UserError
 from memvid_tf.tasks import attention as _registers_attention  # noqa: F401
@@ -34,24 +35,46 @@ LOG_FILE = "train.log"
 
 
 class Termination:
-    """Whether SIGTERM has come. A second one ends the process at once."""
+    """Whether SIGTERM has come, or SIGHUP of a closed terminal.
+
+    The first steps take minutes of tracing, longer than those who stop programs wait. Until they
+    are done there is nothing to keep, and the process ends at once, as after a second signal.
+
+    Attributes:
+      asked: whether it has come.
+    """
 
     def __init__(self):
-        self.asked = False
+        self.asked, self._learned = False, False
+
+    def learned(self, output):
+        """Train action: from now on there is something to keep."""
+        self._learned = True
 
     @contextlib.contextmanager
     def watched(self):
-        """Takes note of SIGTERM within the block."""
+        """Takes note of them within the block; of SIGHUP not under nohup, which ignores it."""
+        numbers = [
+            number
+            for number in (signal.SIGTERM, signal.SIGHUP)
+            if signal.getsignal(number) != signal.SIG_IGN
+        ]
 
         def note(number, frame):
+            if not self._learned:
+                # Not as an exception, which the tracing would take for one of the network.
+                os.write(2, b"\nterminated before the first steps; start the same command again\n")
+                os._exit(128 + number)
             self.asked = True
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            for number in numbers:
+                signal.signal(number, signal.SIG_DFL)
 
-        before = signal.signal(signal.SIGTERM, note)
+        before = {number: signal.signal(number, note) for number in numbers}
         try:
             yield
         finally:
-            signal.signal(signal.SIGTERM, before)
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
 
 class Trainer(base_trainer.Trainer):
@@ -188,8 +211,8 @@ def run(
 
     Raises:
       UserError: if the input or the checkpoint does not fit, if the loss is not finite, if there is
-        no room to write, or if another worker is gone.
-      Terminated: after SIGTERM, when a checkpoint is written.
+        no room to write, if another process trains in `model_dir`, or if another worker is gone.
+      Terminated: after SIGTERM or SIGHUP, when a checkpoint is written.
     """
     tf_keras.utils.set_random_seed(params.task.seed)
     if params.runtime.deterministic:
@@ -197,6 +220,22 @@ def run(
     used = devices.gpus(params.runtime, params.task.train_data.global_batch_size)
     # Workers can join only before TensorFlow has done anything.
     strategy = devices.strategy(params.runtime, used)
+    with _alone(model_dir) if devices.is_chief(strategy) else contextlib.nullcontext():
+        _run(params, model_dir, mode, strategy, used)
+
+
+@contextlib.contextmanager
+def _alone(model_dir: str):
+    """Holds the folder of a training, which all its workers share and only the chief writes to."""
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(locks.folder(model_dir))
+        except OSError as error:
+            raise UserError(f"{model_dir!r} cannot be written: {error.strerror}") from error
+        yield
+
+
+def _run(params, model_dir, mode, strategy, used):
     chief = devices.is_chief(strategy)
     path = checkpoints.latest(model_dir)
     start = checkpoints.step_of(path) if path else 0
@@ -267,7 +306,7 @@ def run(
             ),
             model_dir=model_dir,
             save_summary=chief,
-            train_actions=[progress],
+            train_actions=[termination.learned, progress],
             trainer=trainer,
             controller_cls=functools.partial(Controller, termination, progress),
         )
