@@ -70,13 +70,20 @@ def read_record(table: RecordTable, clip: tf.Tensor) -> tf.data.Dataset:
 
 @contextlib.contextmanager
 def dataset_errors() -> Iterator[None]:
-    """Turns what `Skipped` says inside a graph back into a DatasetError."""
+    """Turns what `Skipped` says inside a graph back into a DatasetError, and so any other error of
+    a data set's iterator, as of a record that lacks something."""
     try:
         yield
     except tf.errors.InvalidArgumentError as error:
         said = re.search(r"DatasetError: (.*)", str(error))
         if said:
             raise records.DatasetError(said.group(1)) from error
+        if "IteratorGetNext" in str(error):
+            reason = re.sub(r"\{\{.*?\}\}|\s+", " ", str(error.message)).strip()[:200]
+            raise records.DatasetError(
+                f"a clip cannot be read: {reason}; python -m memvid_tf.data check --input=... "
+                "names it"
+            ) from error
         raise
 
 

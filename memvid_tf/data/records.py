@@ -338,8 +338,8 @@ class DatasetInfo:
         which a data set may have the first ones only."""
         if self.labels != tuple(labels[: len(self.labels)]):
             raise DatasetError(
-                f"{self.folder} has the classes {', '.join(self.labels)}, but the network was "
-                f"trained on {', '.join(labels)}"
+                f"{self.folder} has the classes {', '.join(self.labels)}, but the network's are "
+                f"{', '.join(labels)}"
             )
 
     def shard_paths(self, split: str) -> list[pathlib.Path]:

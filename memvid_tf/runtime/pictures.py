@@ -19,6 +19,7 @@ import io
 import os
 import re
 import struct
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -60,7 +61,6 @@ _DAMAGE = (
     OverflowError,
     ZeroDivisionError,
     struct.error,
-    Image.DecompressionBombError,
 )
 
 
@@ -176,7 +176,10 @@ def _opened_content(data, name):
         _need_heif(name)
         formats = ["HEIF"]
     try:
-        image = Image.open(io.BytesIO(data), formats=formats)
+        with _quietly():
+            image = Image.open(io.BytesIO(data), formats=formats)
+    except Image.DecompressionBombError as error:
+        raise PictureError(f"{name} has more pixels than allowed, {MAX_PIXELS}") from error
     except _DAMAGE as error:
         what = "is empty" if not data else "is no picture that can be read"
         raise PictureError(f"{name} {what}; known are {', '.join(_FORMATS)} and HEIC") from error
@@ -185,6 +188,14 @@ def _opened_content(data, name):
         image.close()
         raise PictureError(f"{name} is {width}x{height} pixels, allowed are {MAX_PIXELS}")
     return image
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Pillow warns of what is odd in a file's metadata, and of pictures that `MAX_PIXELS` allows."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 @functools.cache
@@ -207,7 +218,8 @@ def _need_heif(name):
 @contextmanager
 def _decoding(name) -> Iterator[None]:
     try:
-        yield
+        with _quietly():
+            yield
     except _DAMAGE as error:
         raise PictureError(f"{name} is damaged or truncated: {_line(error)}") from error
 
@@ -219,7 +231,8 @@ def _line(error):
 def _header(image, annotated):
     stored = image.size[::-1]
     try:
-        orientation = image.getexif().get(_ORIENTATION, 1)
+        with _quietly():
+            orientation = image.getexif().get(_ORIENTATION, 1)
     except _DAMAGE:
         orientation = 1  # Broken metadata of a whole picture: nothing says that it is turned.
     if orientation not in range(1, 9):
