@@ -30,15 +30,14 @@ def axis_weights(source, target):
 def test_resizing_is_one_definition(size):
     """Training and runtime against weights worked out pixel by pixel, of a picture of 37 x 53."""
     picture = np.random.default_rng(4).integers(0, 256, (37, 53, 3), np.uint8)
-    wanted = np.einsum(
-        "ij,jkc,lk->ilc", axis_weights(37, size[0]), picture.astype(float), axis_weights(53, size[1])
-    )
+    rows, columns = axis_weights(37, size[0]), axis_weights(53, size[1])
+    wanted = np.einsum("ij,jkc,lk->ilc", rows, picture.astype(float), columns)
     trained = augmentation.resized(tf.constant(picture), size).numpy()
     assert trained.dtype == np.uint8
     np.testing.assert_allclose(trained, wanted, atol=0.51)  # it rounds to nearest
     used = preprocess.resize(picture, size)
-    # OpenCV rounds between the axes where one shrinks and the other grows.
-    np.testing.assert_allclose(used, wanted, atol=1.02)
+    # OpenCV weighs with eleven bits, and rounds between the axes where only one shrinks.
+    np.testing.assert_allclose(used, wanted, atol=1.2)
     assert np.abs(used.astype(int) - trained).max() <= 1
     # Pictures of a size that a graph does not know, several at once.
     many = tf.function(

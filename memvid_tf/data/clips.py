@@ -199,7 +199,7 @@ def _checked_frames(config, info, split, start_step):
         frames = longest
     checks = (
         ("unroll_frames", frames >= 1, "at least 1; 0 only in evaluation"),
-        ("split", split.statistics["objects"] > 0, f"one with objects; {info.folder} has none in it"),
+        ("split", split.statistics["objects"] > 0, f"{info.folder} has no object in it"),
         (
             "unroll_frames",
             not config.is_training or stills or frames <= shortest,

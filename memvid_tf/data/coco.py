@@ -182,8 +182,8 @@ def _unique(numbers, files, path):
     for place, (number, file) in enumerate(zip(numbers, files)):
         if number in number_of:
             raise DatasetError(
-                f"{path}: picture id {number!r:.50} is listed twice, for {files[number_of[number]]} "
-                f"and {file}; give every picture its own"
+                f"{path}: picture id {number!r:.50} is listed twice, for "
+                f"{files[number_of[number]]} and {file}; give every picture its own"
             )
         if file in of_file:
             raise DatasetError(

@@ -236,7 +236,8 @@ def _clip_findings(clip, split):
                         f"{where}{what} is {found[1]} x {found[0]}, wanted {size[1]} x {size[0]}"
                     )
             pictures.decode_rgb(image, where)
-            if mask and (last := pictures.decode_indices(mask, f"{where} mask").max()) > len(tracks):
+            last = pictures.decode_indices(mask, f"{where} mask").max() if mask else 0
+            if last > len(tracks):
                 raise records.DatasetError(f"{where} mask shows object {last} of {len(tracks)}")
             if len(set(tracks.tolist())) < len(tracks):
                 raise records.DatasetError(f"{where} shows a track twice")

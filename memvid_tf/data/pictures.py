@@ -1,4 +1,4 @@
-"""Pictures of data sets: read as the runtime reads them, stored so that TensorFlow decodes the same.
+"""Pictures of data sets: read as the runtime does, stored so that TensorFlow decodes the same.
 
 `runtime.pictures` says what becomes of orientation, 16 bits, transparency and the like. What is
 stored is upright 8-bit RGB, of which every decoder makes the same pixels.

@@ -192,7 +192,7 @@ def _opened_content(data, name):
 
 @contextmanager
 def _quietly() -> Iterator[None]:
-    """Pillow warns of what is odd in a file's metadata, and of pictures that `MAX_PIXELS` allows."""
+    """Pillow warns of odd metadata, and of large pictures that `MAX_PIXELS` allows."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield

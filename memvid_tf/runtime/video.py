@@ -183,8 +183,7 @@ def _open_folder(path: Path) -> FrameSource:
     files.sort(key=_natural)
     if not files:
         raise VideoError(
-            f"folder {path} holds no frames: no file ends in one of "
-            f"{pictures.SUFFIXES}"
+            f"folder {path} holds no frames: no file ends in one of {pictures.SUFFIXES}"
         )
     return FrameSource(str(path), None, len(files), _folder_frames(files), lambda: None)
 
