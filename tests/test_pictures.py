@@ -171,7 +171,7 @@ def test_what_is_no_picture(tmp_path):
 
 
 def test_damage_never_escapes():
-    whole = [encoded(painted(), form) for form in ("PNG", "JPEG", "TIFF", "BMP", "WEBP")]
+    whole = [encoded(painted(), form) for form in ("PNG", "JPEG", "TIFF", "BMP", "WEBP", "AVIF")]
     whole.append(with_orientation(painted(), 6, "JPEG"))
     outcomes = set()
     for number in range(600):

@@ -59,6 +59,7 @@ _DAMAGE = (
     KeyError,
     TypeError,
     OverflowError,
+    RuntimeError,
     ZeroDivisionError,
     struct.error,
 )
