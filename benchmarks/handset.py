@@ -183,7 +183,7 @@ class Handset:
             if code in (124, 137, 143):
                 said = f"it hung and was stopped after {self._job_s:.0f} s (--job_s): {said}"
             raise local.RunnerError(
-                f"device {self.adb.serial}: the runner ended with code {code}: {said}"
+                f"device {self.adb.serial}: the runner {local.ending(code)}: {said}"
             )
         text = self.adb.read(f"{self._folder}/{name}.json").decode()
         written = {file: self.adb.read(f"{self._folder}/{file}") for file in job.outputs}

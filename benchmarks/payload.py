@@ -6,7 +6,6 @@ packages; both are fetched once into the cache.
 
 import dataclasses
 import functools
-import importlib.metadata
 import subprocess
 import sys
 import tempfile
@@ -17,6 +16,7 @@ from benchmarks import packages
 from benchmarks.runner import build
 from memvid_tf import files
 from memvid_tf.errors import UserError
+from memvid_tf.runtime import litert
 from memvid_tf.runtime.bundle import file_entry
 
 ABI = "arm64-v8a"
@@ -65,9 +65,10 @@ def litert_arm64() -> Path:
     """libLiteRt.so for aarch64, of the version of ai-edge-litert that is installed.
 
     Raises:
-      UserError: pip cannot fetch the wheel, or it holds no such file.
+      UserError: the installed version was not tried, or pip cannot fetch the wheel, or it holds no
+        such file.
     """
-    version = importlib.metadata.version("ai-edge-litert")
+    version = litert.version()
     target = build.cache() / f"litert_{version}_arm64" / LITERT
     if target.is_file():
         return target
@@ -77,7 +78,7 @@ def litert_arm64() -> Path:
         command += [word for name in _WHEEL_PLATFORMS for word in ("--platform", name)]
         try:
             done = subprocess.run(
-                [*command, f"ai-edge-litert=={version}"],
+                [*command, f"{litert.PACKAGE}=={version}"],
                 capture_output=True, text=True, timeout=_TIMEOUT_S, check=False,
             )  # fmt: skip
         except subprocess.TimeoutExpired as error:
@@ -85,13 +86,11 @@ def litert_arm64() -> Path:
         wheels = list(Path(folder).glob("*.whl"))
         if done.returncode or not wheels:
             reason = " ".join(done.stderr.split())[-400:]
-            raise UserError(f"pip cannot fetch ai-edge-litert {version} for arm64: {reason}")
+            raise UserError(f"pip cannot fetch {litert.PACKAGE} {version} for arm64: {reason}")
         with zipfile.ZipFile(wheels[0]) as wheel, files.atomic_path(target) as temporary:
             try:
                 content = wheel.read(f"ai_edge_litert/{LITERT}")
             except KeyError as error:
-                raise UserError(
-                    f"{wheels[0].name} holds no {LITERT}; wanted 2.2 or later"
-                ) from error
+                raise UserError(f"{wheels[0].name} holds no {LITERT}") from error
             Path(temporary).write_bytes(content)
     return target

@@ -131,7 +131,8 @@ def graph_tasks(
 
         name = f"{golden.graph}/{golden.signature}"
         setting = schema.Setting(device, subject, "graph", name, threads, engine)
-        hashes = {path.name: bundle.manifest.files[path.name].sha256}
+        file = bundle.manifest.graphs[golden.graph].file
+        hashes = {file: bundle.manifest.files[file].sha256}
         tasks.append(Task(setting, bundle.manifest.precision, None, hashes, threads, run))
     return tasks
 

@@ -13,7 +13,16 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from memvid_tf.data import conversion, doctor, pictures, records, sharding, sheet
+from memvid_tf.data import (
+    clips,
+    conversion,
+    doctor,
+    pictures,
+    reading,
+    records,
+    sharding,
+    sheet,
+)
 
 DOG = layout_trees.DOG
 VIDEO = "train/ILSVRC2015_VID_train_0000/ILSVRC2015_train_00000000"
@@ -292,6 +301,27 @@ def test_broken_records_are_named(tmp_path, converted):
         rewrite(folder, "val", content)
         (finding,) = doctor.examine_records(records.read_info(folder))
         assert finding.kind == "clip that cannot be read" and re.search(message, finding.where)
+
+
+@pytest.mark.parametrize("broken", ["no id", "no record", "mask"])
+def test_reading_broken_records_is_one_line(tmp_path, converted, broken):
+    """As evaluation does, where a graph would say it in ten."""
+    shutil.copytree(converted, tmp_path / "set")
+    (clip,) = records.read_clips(records.read_info(converted), "val")
+    clip.masks[1] = b"\x89PNG"
+    made = {"no id": without(clip, "clip/id"), "no record": b"\xff", "mask": records.serialize(clip)}
+    rewrite(tmp_path / "set", "val", [made[broken]])
+    config = clips.ClipConfig(
+        input_path=str(tmp_path / "set"),
+        split="val",
+        is_training=False,
+        unroll_frames=0,
+        image_size=(24, 32),
+        masks=broken == "mask",
+    )
+    with pytest.raises(records.DatasetError) as error, reading.dataset_errors():
+        list(clips.clip_dataset(config).as_numpy_iterator())
+    assert "data check --input=" in str(error.value) and len(str(error.value)) < 400
 
 
 def test_descriptions_that_do_not_fit_are_named(tmp_path, converted):

@@ -67,6 +67,7 @@ def listing(folder):
 # The bundle as a whole.
 
 
+@pytest.mark.portable
 def test_the_manifest_says_where_the_bundle_comes_from():
     bundle = load("int8")
     manifest = bundle.manifest

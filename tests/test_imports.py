@@ -15,7 +15,7 @@ ALLOWED = {
     "detection": set(),
     "models": {"layers", "detection", "windows"},
     "runtime": {"errors", "windows"},
-    "evaluation": {"errors", "files", "detection", "models", "runtime"},
+    "evaluation": {"errors", "files", "layers", "detection", "models", "runtime"},
     "data": {"errors", "files", "evaluation", "runtime"},
     "rl": {
         "errors", "files", "layers", "detection", "models", "runtime", "evaluation", "data",

@@ -1,6 +1,7 @@
 """Runs the native runner on this machine."""
 
 import json
+import signal
 import subprocess
 import tempfile
 from pathlib import Path
@@ -45,16 +46,23 @@ def run(job: Job, timeout_s: float = 600.0) -> tuple[dict, dict[str, bytes]]:
         try:
             done = subprocess.run(
                 [binary, PLAN, RESULT, library],
-                cwd=folder, capture_output=True, text=True, timeout=timeout_s, check=False,
+                cwd=folder, capture_output=True, text=True, errors="replace", timeout=timeout_s,
+                check=False,
             )  # fmt: skip
         except subprocess.TimeoutExpired as error:
             raise RunnerError(f"the runner was stopped after {timeout_s:.0f} s") from error
         if done.returncode:
-            raise RunnerError(
-                f"the runner ended with code {done.returncode}: {reason(done.stderr)}"
-            )
+            raise RunnerError(f"the runner {ending(done.returncode)}: {reason(done.stderr)}")
         result = parse((folder / RESULT).read_text(encoding="utf-8"), job)
         return result, {file: (folder / file).read_bytes() for file in job.outputs}
+
+
+def ending(code: int) -> str:
+    """How a program ended, of its code as `subprocess` or a shell says it."""
+    number = -code if code < 0 else code - 128
+    if number in set(signal.Signals):
+        return f"died of {signal.Signals(number).name}"
+    return f"ended with code {code}"
 
 
 def reason(stderr: str) -> str:

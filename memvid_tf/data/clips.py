@@ -133,8 +133,10 @@ def clip_dataset(
     pipelines = input_context.num_input_pipelines if input_context else 1
     pipeline = input_context.input_pipeline_id if input_context else 0
     batch = config.global_batch_size
-    if input_context:
-        batch = input_context.get_per_replica_batch_size(config.global_batch_size)
+    if input_context and config.is_training:
+        batch = input_context.get_per_replica_batch_size(batch)
+    elif input_context:  # the last batch is filled anyhow, so the others may be larger
+        batch = -(-batch // input_context.num_replicas_in_sync)
     if config.is_training:
         dataset = _training_examples(
             config, split.clips, len(table.shard), start_step, pipelines, pipeline

@@ -111,6 +111,7 @@ class ClassificationTask(InterleavedTask):
         right = tf.cast(tf.argmax(logits[:, -1], -1, tf.int32) == truth, tf.float32)
         return loss, {"training_accuracy": tf.reduce_sum(right) / shown}
 
+    @tf.autograph.experimental.do_not_convert
     def validation_step(self, inputs, model, metrics=None):
         """Runs f0, then f1 on the memory that it left."""
         truth = classes_of(inputs["boxes"], inputs["classes"])

@@ -181,8 +181,8 @@ def run(
     """Trains until `trainer.train_steps`, from the last checkpoint if there is one.
 
     The result is a pure function of the configuration: data, schedules and weights draw from its
-    seeds, and a run that was interrupted equals one that was not. What the trainer prints goes to
-    `train.log` beside the checkpoints.
+    seeds, and a run that was interrupted equals one that was not; to the bit, with
+    `runtime.deterministic`. What the trainer prints goes to `train.log` beside the checkpoints.
 
     Args:
       params: a configuration of `configuration.load`.
@@ -195,9 +195,12 @@ def run(
       Terminated: after SIGTERM, when a checkpoint is written.
     """
     tf_keras.utils.set_random_seed(params.task.seed)
-    tf.config.experimental.enable_op_determinism()
+    if params.runtime.deterministic:
+        tf.config.experimental.enable_op_determinism()
+    used = devices.gpus(params.runtime, params.task.train_data.global_batch_size)
+    print(devices.described(used))
     # Workers can join only before TensorFlow has done anything.
-    strategy = devices.strategy(params.runtime)
+    strategy = devices.strategy(params.runtime, used)
     chief = devices.is_chief(strategy)
     path = checkpoints.latest(model_dir)
     start = checkpoints.step_of(path) if path else 0
@@ -211,7 +214,7 @@ def run(
     if params.task.train_data.global_batch_size % replicas:
         raise UserError(
             f"task.train_data.global_batch_size {params.task.train_data.global_batch_size} does "
-            f"not divide among {replicas} replicas"
+            f"not divide among {replicas} replicas; without runtime.num_gpus as many run as do"
         )
     with devices.precision(params.runtime, params.task), strategy.scope():
         task = task_factory.get_task(params.task, logging_dir=model_dir)
@@ -241,11 +244,15 @@ def run(
         log = stack.enter_context(open(log_file, "a", buffering=1))
         stack.enter_context(contextlib.redirect_stdout(log))
         with strategy.scope():
+            optimizer = train_utils.create_optimizer(task, params)
+            if params.trainer.train_tf_function:
+                # TensorFlow traces a step twice that makes variables, as the first one would.
+                optimizer._create_all_weights(model.trainable_variables)
             trainer = base_trainer.Trainer(
                 params,
                 task,
                 model,
-                train_utils.create_optimizer(task, params),
+                optimizer,
                 train=True,
                 evaluate="eval" in mode,
                 checkpoint_exporter=_best_checkpoints(params, model_dir, strategy),
