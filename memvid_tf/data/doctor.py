@@ -73,7 +73,7 @@ def examine(
         step = every if layout.stills else 1
         for video, frames in progress(videos[::step]):
             yield from _video_findings(layout, video, frames, decode, every, seen, unknown)
-        if seen["frames"] and not seen["objects"]:
+        if every == 1 and seen["frames"] and not seen["objects"]:
             yield Finding("split without an object", f"{split}: {seen['frames']} frames")
     if not layout.other_classes:
         yield from unknown.findings()
@@ -163,8 +163,8 @@ def frame_findings(truth: Truth, size: tuple[int, int], where: str) -> Iterator[
             yield Finding("box outside the frame", shown)
         elif (box < -SLACK_PX).any() or (box > limit + SLACK_PX).any():
             yield Finding("box partly outside the frame", shown)
-    numbers, counts = np.unique(truth.tracks, return_counts=True)
-    for track in numbers[counts > 1]:
+    numbers, times = np.unique(truth.tracks, return_counts=True)
+    for track in numbers[times > 1]:
         yield Finding("track twice in a frame", f"{where}: track {track}")
 
 

@@ -139,7 +139,7 @@ def _existing(folder, plan):
             f"{folder} exists and is no data set; choose another --output or remove it"
         )
     info = records.read_info(folder)
-    skipped = {name: unreadable(split.statistics) for name, split in info.splits.items()}
+    skipped = {name: _unreadable(split.statistics) for name, split in info.splits.items()}
     written = {
         "schema_version": records.SCHEMA_VERSION,
         "name": info.name,
@@ -284,7 +284,7 @@ class _Skipped:
             )
 
 
-def unreadable(statistics: dict) -> list[str]:
+def _unreadable(statistics: dict) -> list[str]:
     """Of the statistics of a split: why clips are left out, one line for each."""
     return statistics.get("unreadable", [])
 
