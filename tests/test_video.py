@@ -138,7 +138,8 @@ def test_faults_inside_a_folder(tmp_path):
     for content, message in (
         (b"", "is empty"),
         (b"no image", "is no picture that can be read"),
-        ((tmp_path / "1.png").read_bytes()[:40], "is damaged or truncated"),
+        ((tmp_path / "1.png").read_bytes()[:40], "is no picture that can be read"),
+        ((tmp_path / "1.png").read_bytes()[:-20], "is damaged or truncated"),
     ):
         (tmp_path / "2.png").write_bytes(content)
         with pytest.raises(VideoError, match=f"frame .*2.png {message}"):
