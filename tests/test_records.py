@@ -297,8 +297,20 @@ def test_a_missing_set_says_how_to_make_one(tmp_path):
     "change, message",
     [
         (lambda d: d.update(schema_version=2), "has schema version 2, this code reads 1"),
-        (lambda d: d.pop("labels"), "is incomplete: KeyError..labels"),
-        (lambda d: d["splits"]["train"]["shards"][0].pop("bytes"), "is incomplete: TypeError"),
+        (lambda d: d.pop("labels"), "key 'labels' is missing"),
+        (
+            lambda d: d["splits"]["train"]["shards"][0].pop("bytes"),
+            r"key 'splits.train.shards\[0\].bytes' is missing",
+        ),
+        (lambda d: d["splits"]["train"].update(clips="6"), "train.clips is '6', wanted a whole"),
+        (lambda d: d.update(image_size=[20, float("inf")]), "Infinity is not a JSON number"),
+        (lambda d: d.update(image_size=[20, 10**9]), r"image_size \(20, 1000000000\) is not in 1"),
+        (lambda d: d.update(labels=["a", "a", "b"]), "labels 'a, a, b' are none, or one is"),
+        (lambda d: d.update(labels=["x", "b", "c"]), "objects_by_class of train has other classes"),
+        (lambda d: d["splits"]["test"].update(statistics={}), "of test lack the number 'objects'"),
+        (lambda d: d["splits"]["test"].update(frames=0), "test has 3 clips of up to 4 frames, 0"),
+        (lambda d: d["splits"]["train"].update(shards=[7]), r"train.shards\[0\] is 7, wanted an o"),
+        (lambda d: d.update(colour=1), "unknown key 'colour'"),
         (
             lambda d: d["splits"]["train"]["shards"][0].update(file="../../passwd"),
             "plain file name",
@@ -315,9 +327,11 @@ def test_a_wrong_description_is_named(dataset, change, message):
 
 
 def test_a_description_that_is_no_json_is_named(dataset):
-    (dataset / "dataset.json").write_text("{")
-    with pytest.raises(DatasetError, match="dataset.json is not JSON"):
-        records.read_info(dataset)
+    for content in (b"{", b"\xff\xfe", b"", b'{"a":' * 100_000, b"[" * 100_000):
+        (dataset / "dataset.json").write_bytes(content)
+        with pytest.raises(DatasetError, match="dataset.json cannot be used: ") as error:
+            records.read_info(dataset)
+        assert len(str(error.value)) < 600
 
 
 def test_missing_and_truncated_shards_are_named(dataset):

@@ -496,6 +496,11 @@ OVERRIDES = [
     ("no validation data", dict(task__validation_data__input_path="/nowhere"), ["/nowhere"]),
     ("no such split", dict(task__validation_data__split="val"), ["'val'", "test, train"]),
     ("classes", dict(task__model__num_classes=3), ["num_classes is 3", "horizontal_disk"]),
+    (
+        "other classes",
+        dict(task__labels=f"[{','.join(tiny_run.LABELS[::-1])}]"),
+        [f"has the classes {tiny_run.LABELS[0]}", f"the network's are {tiny_run.LABELS[-1]}"],
+    ),
     ("objects", dict(task__train_data__max_objects=1), ["max_objects 1", "at least 2"]),
     ("long window", dict(task__train_data__unroll_frames=9), ["unroll_frames 9", "at most 8"]),
     ("short window", dict(task__train_data__unroll_frames=1), ["unroll_frames", "at least 2"]),
