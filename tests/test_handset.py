@@ -1,7 +1,6 @@
 """The folder on a device, with this machine in the place of the device."""
 
 import dataclasses
-import json
 import os
 import shutil
 import subprocess
@@ -117,19 +116,17 @@ def test_a_suspicious_folder_is_refused(parts, folder):
 
 
 def test_a_bundle_cannot_take_the_place_of_a_program(tmp_path, parts):
-    """Its graph may be called as it likes: what runs is ours, and the bundle stays as it was."""
+    """Whatever its graphs are called, if a manifest with such names were ever let in: what runs is
+    ours, and the bundle stays as it was."""
     names = [payload.LITERT, payload.RUNNER, schedules.RECORD, "plan.txt", "state/0.bin"]
-    folder = tmp_path / "bundle"
-    shutil.copytree(BUNDLE, folder)
-    manifest = json.loads((folder / "manifest.json").read_text())
-    for name, (graph, spec) in zip(names, manifest["graphs"].items()):
+    plain = Bundle.load(BUNDLE)
+    folder, graphs = Path(shutil.copytree(BUNDLE, tmp_path / "bundle")), {}
+    for name, (graph, spec) in zip(names, plain.manifest.graphs.items(), strict=True):
         (folder / name).parent.mkdir(exist_ok=True)
-        os.rename(folder / spec["file"], folder / name)
-        manifest["files"][name] = manifest["files"].pop(spec["file"])
-        spec["file"] = name
-    (folder / "manifest.json").write_text(json.dumps(manifest))
-    bundle, plain = Bundle.load(folder), Bundle.load(BUNDLE)
-    assert {spec.file for spec in bundle.manifest.graphs.values()} == set(names)
+        os.rename(folder / spec.file, folder / name)
+        graphs[graph] = dataclasses.replace(spec, file=name)
+    manifest = dataclasses.replace(plain.manifest, graphs=graphs)
+    bundle = dataclasses.replace(plain, path=folder, manifest=manifest)
     before = everything(folder)
     wanted = local.run(f1_job(plain))[1]
     (tmp_path / "device").mkdir()
