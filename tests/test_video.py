@@ -139,7 +139,6 @@ def test_faults_inside_a_folder(tmp_path):
         (b"", "is empty"),
         (b"no image", "is no picture that can be read"),
         ((tmp_path / "1.png").read_bytes()[:40], "is no picture that can be read"),
-        ((tmp_path / "1.png").read_bytes()[:-20], "is damaged or truncated"),
     ):
         (tmp_path / "2.png").write_bytes(content)
         with pytest.raises(VideoError, match=f"frame .*2.png {message}"):
