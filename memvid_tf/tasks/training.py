@@ -195,7 +195,6 @@ def run(
     if params.runtime.deterministic:
         tf.config.experimental.enable_op_determinism()
     used = devices.gpus(params.runtime, params.task.train_data.global_batch_size)
-    print(devices.described(used))
     # Workers can join only before TensorFlow has done anything.
     strategy = devices.strategy(params.runtime, used)
     chief = devices.is_chief(strategy)
@@ -231,6 +230,7 @@ def run(
             checkpoints.sweep(model_dir)
     except OSError as error:
         raise UserError(f"{model_dir!r} cannot be written: {error.strerror}") from error
+    print(devices.described(used))
     progress = Progress(start, params.trainer.train_steps, hidden=not chief)
     termination = Termination()
     with contextlib.ExitStack() as stack:
