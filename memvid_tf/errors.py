@@ -2,6 +2,7 @@
 
 import os
 import select
+import signal
 import sys
 from collections.abc import Callable
 
@@ -17,11 +18,66 @@ class Terminated(Exception):
     """The program was asked to end, and has kept what it had done. The message says what to do."""
 
 
+class Interrupted(KeyboardInterrupt):
+    """A signal asked the program to end.
+
+    Attributes:
+      signum: the signal: SIGINT, SIGTERM or SIGHUP.
+    """
+
+    def __init__(self, signum: int):
+        super().__init__(signal.Signals(signum).name)
+        self.signum = signum
+
+
+class Interruptions:
+    """Makes SIGINT, SIGTERM and SIGHUP raise one `Interrupted` in the `with` block.
+
+    Only the first one raises: what it makes the program tidy up is not interrupted again. Signals
+    that the parent had ignored (nohup, a shell's background) stay ignored.
+    """
+
+    def __init__(self):
+        self._before: dict[int, object] = {}
+        self._first: int | None = None
+        self._held = False
+
+    def __enter__(self) -> "Interruptions":
+        for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(signum) in (signal.SIG_DFL, signal.default_int_handler):
+                self._before[signum] = signal.signal(signum, self._take)
+        return self
+
+    def __exit__(self, *error) -> None:
+        for signum, handler in self._before.items():
+            signal.signal(signum, handler)
+
+    def hold(self) -> None:
+        """Puts signals off until `release`, for what must be done whole or not at all."""
+        self._held = True
+
+    def release(self) -> None:
+        """Ends `hold`.
+
+        Raises:
+          Interrupted: a signal came meanwhile.
+        """
+        self._held = False
+        if self._first is not None:
+            raise Interrupted(self._first)
+
+    def _take(self, signum: int, frame) -> None:
+        if self._first is None:
+            self._first = signum
+            if not self._held:
+                raise Interrupted(signum)
+
+
 def run(main: Callable[[list[str]], int | None]) -> None:
     """Runs an absl program whose `UserError`s become `error: <message>` and exit code 2.
 
-    As in a shell, 130 says that it was interrupted, 143 that it was terminated and 141 that nobody
-    reads its output any more, as `head` does not.
+    As in a shell, 130 says that it was interrupted, 143 that it was terminated, 129 that its
+    terminal is gone and 141 that nobody reads its output any more, as `head` does not.
     """
 
     def guarded(argv: list[str]) -> int | None:
@@ -33,6 +89,9 @@ def run(main: Callable[[list[str]], int | None]) -> None:
             message = " ".join(str(error).split())
             print(f"error: {message}", file=sys.stderr)
             return 2
+        except Interrupted as end:
+            print(f"ended by {end}" if end.signum != signal.SIGINT else "interrupted", file=sys.stderr)
+            return 128 + end.signum
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)
             return 130
