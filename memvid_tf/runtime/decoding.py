@@ -190,6 +190,7 @@ def _complaints() -> Iterator[list[tuple[int, str, str]]]:
     Only while nothing holds Python's lock for long: threads of a decoder wait for it to complain.
     """
     av.logging.set_level(av.logging.ERROR)
+    av.logging.set_skip_repeated(False)
     try:
         with av.logging.Capture(local=False) as complaints:
             yield complaints
