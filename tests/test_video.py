@@ -73,7 +73,7 @@ def test_what_is_written_is_read(tmp_path, suffix, size):
 @pytest.mark.parametrize(("suffix", "tick_s"), [(".mp4", 1 / 90000), (".webm", 1e-3)])
 def test_written_video_keeps_the_times(tmp_path, suffix, tick_s):
     path = tmp_path / f"clip{suffix}"
-    times = [2.0, 2.0 + 1001 / 30000, 2.3, 7.25]
+    times = [2 + 1001 / 30000, 2 + 2002 / 30000, 2.3, 7.25]
     with VideoWriter(path, 30.0) as writer:
         for frame, time_s in zip(flat(4), times):
             writer.write(frame, time_s)

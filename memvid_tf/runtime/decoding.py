@@ -276,7 +276,7 @@ def _rgb_graph(
         )
     ]  # fmt: skip
     if interlaced:
-        filters.append(graph.add("bwdif", "mode=send_frame:deint=interlaced"))
+        filters.append(graph.add("yadif", "mode=send_frame:deint=interlaced"))
     if size != (frame.width, frame.height):
         filters.append(graph.add("scale", f"{size[0]}:{size[1]}"))
     filters += [graph.add("format", "rgb24"), graph.add("buffersink")]

@@ -38,8 +38,11 @@ _ENCODER = {
     "deadline": "realtime", "cpu-used": "8", "row-mt": "1", "lag-in-frames": "0",
     "crf": "28", "b": "0",
 }  # fmt: skip
-# mp4: the index in front, so that a browser plays while it loads.
-_CONTAINERS = {".mp4": {"movflags": "+faststart"}, ".webm": {}}
+# mp4: the index in front, so that a browser plays while it loads; the time of the first frame in
+# our ticks, not in ms.
+_CONTAINERS = {
+    ".mp4": {"movflags": "+faststart", "movie_timescale": str(_TICKS_A_SECOND)}, ".webm": {},
+}  # fmt: skip
 
 
 class FrameSource:
