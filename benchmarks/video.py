@@ -64,7 +64,8 @@ KINDS = (
      "-flags +ilme+ildct"),
     ("starts 2 s after the sound", "late.mp4",
      f"-itsoffset 2 -i {_PLAIN} -f lavfi -i sine=d=3 -map 0:v -map 1:a -c:v copy -c:a aac"),
-    ("sound 2 s longer, MPEG-TS", "longer.ts", f"-i {_PLAIN} -f lavfi -i sine=d=3 -c:v copy -c:a mp2"),
+    ("sound 2 s longer, MPEG-TS", "longer.ts",
+     f"-i {_PLAIN} -f lavfi -i sine=d=3 -c:v copy -c:a mp2"),
     ("a cover as first stream", "cover.mkv",
      f"-f lavfi -i color=c=green:s=640x640:d=0.04 -i {_PLAIN} -map 0 -map 1 -c:v:1 copy "
      "-c:v:0 mjpeg"),
@@ -256,7 +257,7 @@ def markdown(result: dict) -> str:
             f"{made['machine']['processor']}, {made['date']}, version {made['code_version']}; "
             f"ffmpeg {result['ffmpeg']}. Made by `python -m benchmarks.video`. Frames: one number "
             "where ours, ffmpeg's, ffprobe's and those of the video written again are as many. "
-            "Pixel: the largest difference of a channel, of 255, and the frames that differ at all. "
+            "Pixel: the largest difference of a channel, of 255; beside it the frames with any. "
             "Times: the largest difference from ffprobe's, which has six decimals; of frame number "
             "/ frame rate from it; and of the written mp4's times, by ffprobe, from ours.",
             "",
@@ -265,10 +266,10 @@ def markdown(result: dict) -> str:
                 [
                     "video", "frames", "pixel", "frames that differ", "time, s",
                     "number / rate, s", "written, s",
-                ],  # fmt: skip
+                ],
                 tablefmt="github",
                 disable_numparse=True,
-            ),
+            ),  # fmt: skip
             "",
             f"Left out for want of an encoder: {left_out}.",
             "",

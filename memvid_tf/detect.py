@@ -62,10 +62,10 @@ _VIDEO = flags.DEFINE_string(
 )  # fmt: skip
 _OUTPUT = flags.DEFINE_string("output", None, "Annotated video to write (VP9): .mp4 or .webm.")
 _JSON = flags.DEFINE_string(
-    "json", None, "JSON lines to write, one a frame: frame, time_s (of the video's own clock; of MPEG-TS "
-    "and live streams from their start), extractor, memory_age_frames, detections (label, score, box [ymin, xmin, ymax, xmax] in 0..1). Of Patchwork: window (a "
-    "box) and oldest_frames in place of the extractor and the age; of masks: foreground, the share "
-    "of the frame.",
+    "json", None, "JSON lines to write, one a frame: frame, time_s (of the video's own clock; of "
+    "MPEG-TS and live streams from their start), extractor, memory_age_frames, detections (label, "
+    "score, box [ymin, xmin, ymax, xmax] in 0..1). Of Patchwork: window (a box) and oldest_frames "
+    "in place of the extractor and the age; of masks: foreground, the share of the frame.",
 )  # fmt: skip
 _MODE = flags.DEFINE_enum(
     "mode", None, ["sync", "async", "adaptive", "adaptive+async", *MODES],
@@ -321,8 +321,7 @@ def run_frames(
         if not summary.frames:
             raise
         if isinstance(error, Interrupted):
-            ended = "interrupted" if error.signum == signal.SIGINT else f"ended by {error}"
-            return ended, 128 + error.signum
+            return error.text, 128 + error.signum
         return str(error), 2
     finally:
         interruptions.hold()

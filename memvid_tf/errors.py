@@ -23,11 +23,14 @@ class Interrupted(KeyboardInterrupt):
 
     Attributes:
       signum: the signal: SIGINT, SIGTERM or SIGHUP.
+      text: what to tell the user.
     """
 
     def __init__(self, signum: int):
-        super().__init__(signal.Signals(signum).name)
         self.signum = signum
+        name = signal.Signals(signum).name
+        self.text = "interrupted" if signum == signal.SIGINT else f"ended by {name}"
+        super().__init__(self.text)
 
 
 class Interruptions:
@@ -90,7 +93,7 @@ def run(main: Callable[[list[str]], int | None]) -> None:
             print(f"error: {message}", file=sys.stderr)
             return 2
         except Interrupted as end:
-            print(f"ended by {end}" if end.signum != signal.SIGINT else "interrupted", file=sys.stderr)
+            print(end.text, file=sys.stderr)
             return 128 + end.signum
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)

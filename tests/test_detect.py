@@ -106,6 +106,7 @@ FAULTS = [
     ({"tau": "f1", "mode": "async"}, "--tau=f1 leaves f0 out"),
     ({"output": "boxes.avi"}, "suffix '.avi' is not one of"),
     ({"json": "nowhere/found.jsonl"}, "does not exist"),
+    ({"json": "/dev/null"}, "--json=/dev/null is a pipe or a device, wanted a file"),
 ]  # fmt: skip
 
 
@@ -202,6 +203,16 @@ def test_signals_are_put_off_and_come_once():
         signal.signal(signal.SIGHUP, before)
 
 
+def test_nobody_reads_the_summary(tmp_path, folder):
+    run = subprocess.Popen(
+        command(video=folder, json=tmp_path / "found.jsonl"), cwd=ROOT, stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    run.stdout.close()
+    assert own_lines(run.stderr.read()) == [] and run.wait() == 141
+    assert len((tmp_path / "found.jsonl").read_text().splitlines()) == 12
+
+
 @pytest.mark.parametrize("output", ["boxes.mp4", None])
 def test_a_full_disk_keeps_what_lay_there(tmp_path, folder, output):
     for name in ("boxes.mp4", "found.jsonl"):
@@ -256,7 +267,8 @@ def test_a_real_video(tmp_path, fixtures_dir):
     code, out, lines = detect(video=video, output=tmp_path / "boxes.mp4")
     assert (code, lines) == (0, []) and "20 frames" in out and "effective tau 9.00" in out
     with open_source(tmp_path / "boxes.mp4") as source:
-        assert source.fps == 30.0 and [frame.image.shape for frame in source] == [(540, 960, 3)] * 20
+        shapes = [frame.image.shape for frame in source]
+    assert source.fps == 30.0 and shapes == [(540, 960, 3)] * 20
     # An older file of the same name is replaced only by a whole one.
     with VideoWriter(tmp_path / "boxes.mp4", 10) as writer:
         writer.write(np.zeros((20, 20, 3), np.uint8), 0.0)

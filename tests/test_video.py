@@ -1,8 +1,9 @@
-"""Videos, folders and their faults: frames, times, orientation; what is written is whole or absent."""
+"""Videos, folders and their faults; what is written has its times, and is whole or absent."""
 
 import http.server
 import os
 import resource
+import signal
 import subprocess
 import sys
 import threading
@@ -16,6 +17,7 @@ import tiny_video
 from tiny_video import encode, flat, quadrants
 
 from memvid_tf.runtime.annotate import annotate, draw_detections
+from memvid_tf.runtime.decoding import Decoder
 from memvid_tf.runtime.postprocess import Detections
 from memvid_tf.runtime.runners import FrameResult, Timings
 from memvid_tf.runtime.video import VideoError, VideoWriter, open_source
@@ -280,6 +282,24 @@ def test_names_pipes_and_urls(tmp_path, monkeypatch):
     server.server_close()
     with pytest.raises(VideoError, match="'rtsp://127.0.0.1:1/x' is not a video .*refused"):
         open_source("rtsp://127.0.0.1:1/x")
+
+
+def test_an_interrupt_while_a_pipe_is_silent(tmp_path):
+    """FFmpeg's callbacks would lose it, and the video would seem to be over."""
+    encode(tmp_path / "clip.mkv", flat(40, (480, 640)), range(0, 1600, 40))
+    whole = (tmp_path / "clip.mkv").read_bytes()
+    for count in (100, len(whole) - 100):  # before the first frame, and among the last
+        reader, writer = os.pipe()
+
+        def fill_and_interrupt(count=count, writer=writer):
+            os.write(writer, whole[:count])
+            os.kill(os.getpid(), signal.SIGINT)
+
+        threading.Timer(0.3, fill_and_interrupt).start()
+        with os.fdopen(reader, "rb", buffering=0) as pipe, pytest.raises(KeyboardInterrupt):
+            for _ in Decoder("a pipe", pipe):
+                pass
+        os.close(writer)
 
 
 class Quiet(http.server.SimpleHTTPRequestHandler):

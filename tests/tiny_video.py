@@ -25,7 +25,7 @@ def flat(count, size=(48, 64)):
 
 
 def encode(
-    path, frames, times_ms, codec="mpeg4", tick_ms=1, hidden_ms=0, audio_s=0.0, cover=None, **options
+    path, frames, times_ms, codec="mpeg4", tick_ms=1, hidden_ms=0, audio_s=0, cover=None, **options
 ):
     """Writes a video of frames with times.
 

@@ -177,10 +177,11 @@ class _Pipe:
 
     def read(self, size: int) -> bytes:
         try:
-            return os.read(self._file.fileno(), size)
+            if self.interrupt is None:  # FFmpeg asks again at an end
+                return os.read(self._file.fileno(), size)
         except KeyboardInterrupt as interrupt:
             self.interrupt = interrupt
-            return b""
+        return b""
 
 
 @contextlib.contextmanager
@@ -206,6 +207,8 @@ def _open(
             timeout = _TIMEOUT_S if isinstance(source, str) and source[:5] != "file:" else None
             return av.open(source, format=demuxer, timeout=timeout)
         except av.FFmpegError as error:
+            if isinstance(source, _Pipe) and source.interrupt is not None:
+                raise source.interrupt from None
             said = [text.strip() for _, part, text in complaints if part]
             raise VideoError(f"video {name!r} is not {wanted}: {_reason(error, said)}") from None
 
