@@ -9,12 +9,12 @@ import sys
 from pathlib import Path
 
 import cv2
+import flagless
 import numpy as np
 import pytest
 import tiny_bundle
 import tiny_video
 
-from memvid_tf.detect import Summary, json_line
 from memvid_tf.errors import Interrupted, Interruptions
 from memvid_tf.runtime.detector import InterleavedDetector
 from memvid_tf.runtime.postprocess import Detections
@@ -24,6 +24,7 @@ from memvid_tf.runtime.video import VideoWriter, open_source
 from memvid_tf.runtime.windowed import WindowResult
 
 ROOT = Path(__file__).resolve().parents[1]
+program = flagless.program("memvid_tf.detect")
 
 
 def command(*flags, **named):
@@ -251,9 +252,9 @@ def test_boxes_are_cut_at_the_edges_and_masks_are_counted():
         np.zeros(1, np.int32),
     )  # fmt: skip
     timings = Timings(0, 0, 0, 0, 1.0)
-    row = json_line(FrameResult(0, found, "f0", 0, None, timings), 0.5, ("disc",))
+    row = program.json_line(FrameResult(0, found, "f0", 0, None, timings), 0.5, ("disc",))
     assert row["time_s"] == 0.5 and row["detections"][0]["box"] == [0.0, 0.1, 0.5, 1.0]
-    summary = Summary()
+    summary = program.Summary()
     for share in (1, 3):
         mask = np.arange(8).reshape(2, 4) < share
         ages = np.zeros((1, 1), np.int32)

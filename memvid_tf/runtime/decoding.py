@@ -67,13 +67,13 @@ class Decoder:
           name: how messages call it.
           source: what FFmpeg opens (`file:`, a URL, a device), or an open pipe.
           wanted: what messages say that it should have been.
-          demuxer: FFmpeg's name of a format that cannot be guessed.
-          live: whether lost packets are usual, and the end is not.
+          demuxer: FFmpeg's name for the cameras of a system, which have no end.
+          live: whether lost packets are usual.
 
         Raises:
           VideoError: not a video, or none of its frames can be decoded.
         """
-        self._name, self._live = name, live
+        self._name, self._live, self._endless = name, live, demuxer is not None
         self._pipe = None if isinstance(source, str) else _Pipe(source)
         self._container = _open(name, self._pipe or source, wanted, demuxer)
         self._stream = _main_stream(name, self._container)
@@ -133,8 +133,8 @@ class Decoder:
                 if self._container.format.name == "avi":
                     frame.pts = frame.dts  # AVI knows no presentation times, FFmpeg's are guesses
                 yield frame
-        if self._live:
-            raise VideoError(f"video {self._name!r} stopped after {count} frames")
+        if self._endless:
+            raise VideoError(f"camera {self._name!r} stopped after {count} frames")
         if cut and count:
             raise self._damage(count, cut)
 

@@ -114,6 +114,8 @@ def _open_decoder(name: str) -> Decoder:
             return Decoder(name, name, "a camera of this machine", demuxer, live=True)
         if stat.S_ISFIFO(mode):
             return Decoder(name, open(name, "rb", buffering=0))
+        if not os.path.getsize(name):
+            raise VideoError(f"video {name!r} is empty (0 bytes)")
         # Without the protocol a colon in a name would be taken for the end of one.
         return Decoder(name, f"file:{name}")
     if name.isascii() and name.isdigit():
