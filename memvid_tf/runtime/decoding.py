@@ -116,7 +116,8 @@ class Decoder:
     def _decoded(self) -> Iterator[av.VideoFrame]:
         count, cut = 0, False
         for packet, complaints in self._packets():
-            cut = packet.is_corrupt or any(end in text for end in _CUT_SHORT for text in complaints)
+            cut = packet.is_corrupt if packet.size else cut  # the last, empty one says nothing
+            cut |= any(end in text for end in _CUT_SHORT for text in complaints)
             try:
                 frames = packet.decode()
             except av.FFmpegError:
