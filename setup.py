@@ -18,7 +18,7 @@ setup(
         "tf_keras",
         "tensorflow-model-optimization",
         "tf-models-official",
-        "ai-edge-litert",
+        "ai-edge-litert>=2.1.6,<2.4",
         "flatbuffers",
         "h5py",
         "numpy",
@@ -35,6 +35,10 @@ setup(
         "setuptools<82",
     ],
     extras_require={
+        # Pictures of phones; its wheel brings libheif, which is LGPL.
+        "heic": ["pillow-heif"],
+        # NVIDIA's libraries beside the TensorFlow above, which is built for CUDA.
+        "cuda": ["tensorflow[and-cuda]~=2.20.0"],
         # Of the last three: adb, a compiler for arm64, and a tool of the emulated device.
         "dev": [
             "matplotlib",

@@ -6,7 +6,6 @@ packages; both are fetched once into the cache.
 
 import dataclasses
 import functools
-import importlib.metadata
 import subprocess
 import sys
 import tempfile
@@ -17,12 +16,14 @@ from benchmarks import packages
 from benchmarks.runner import build
 from memvid_tf import files
 from memvid_tf.errors import UserError
+from memvid_tf.runtime import litert
 from memvid_tf.runtime.bundle import file_entry
 
 ABI = "arm64-v8a"
 LOADER = "ld-linux-aarch64.so.1"
 LITERT = "libLiteRt.so"
 RUNNER = "memvid_runner"
+FOLDER = "program"  # on the device; what it is given to compute lies elsewhere
 _LIBRARIES = (LOADER, "libc.so.6", "libm.so.6", "libstdc++.so.6", "libgcc_s.so.1")
 _WHEEL_PLATFORMS = ("manylinux_2_27_aarch64", "manylinux_2_17_aarch64", "manylinux2014_aarch64")
 _TIMEOUT_S = 600
@@ -41,8 +42,9 @@ class Payload:
         return {name: file_entry(self.files[file]).sha256 for name, file in parts.items()}
 
     def command(self, plan: str, result: str) -> str:
-        """The shell command that runs a plan, in the device's folder."""
-        return f"./{LOADER} --library-path . ./{RUNNER} {plan} {result} ./{LITERT}"
+        """The shell command that runs a plan, in a folder beside the payload's."""
+        at = f"../{FOLDER}"
+        return f"{at}/{LOADER} --library-path {at} {at}/{RUNNER} {plan} {result} {at}/{LITERT}"
 
 
 def arm64() -> Payload:
@@ -65,9 +67,10 @@ def litert_arm64() -> Path:
     """libLiteRt.so for aarch64, of the version of ai-edge-litert that is installed.
 
     Raises:
-      UserError: pip cannot fetch the wheel, or it holds no such file.
+      UserError: the installed version was not tried, or pip cannot fetch the wheel, or it holds no
+        such file.
     """
-    version = importlib.metadata.version("ai-edge-litert")
+    version = litert.version()
     target = build.cache() / f"litert_{version}_arm64" / LITERT
     if target.is_file():
         return target
@@ -77,7 +80,7 @@ def litert_arm64() -> Path:
         command += [word for name in _WHEEL_PLATFORMS for word in ("--platform", name)]
         try:
             done = subprocess.run(
-                [*command, f"ai-edge-litert=={version}"],
+                [*command, f"{litert.PACKAGE}=={version}"],
                 capture_output=True, text=True, timeout=_TIMEOUT_S, check=False,
             )  # fmt: skip
         except subprocess.TimeoutExpired as error:
@@ -85,13 +88,11 @@ def litert_arm64() -> Path:
         wheels = list(Path(folder).glob("*.whl"))
         if done.returncode or not wheels:
             reason = " ".join(done.stderr.split())[-400:]
-            raise UserError(f"pip cannot fetch ai-edge-litert {version} for arm64: {reason}")
+            raise UserError(f"pip cannot fetch {litert.PACKAGE} {version} for arm64: {reason}")
         with zipfile.ZipFile(wheels[0]) as wheel, files.atomic_path(target) as temporary:
             try:
                 content = wheel.read(f"ai_edge_litert/{LITERT}")
             except KeyError as error:
-                raise UserError(
-                    f"{wheels[0].name} holds no {LITERT}; wanted 2.2 or later"
-                ) from error
+                raise UserError(f"{wheels[0].name} holds no {LITERT}") from error
             Path(temporary).write_bytes(content)
     return target

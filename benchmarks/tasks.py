@@ -10,7 +10,7 @@ from absl import flags
 from benchmarks import measurements as schema
 from benchmarks.engines import Engine
 from benchmarks.runner import schedules
-from memvid_tf import errors
+from memvid_tf import errors, files
 from memvid_tf.runtime.bundle import Bundle, file_entry
 
 WARM_UP = 20
@@ -100,7 +100,7 @@ def peers_of(values: flags.FlagValues) -> list[Path]:
     """
     for name in values.peer:
         if not Path(name).is_file():
-            raise errors.UserError(f"--peer={name}: no such file; wanted a .tflite")
+            raise errors.UserError(f"--peer={name} {files.what(name)}; wanted a .tflite")
     return [Path(name) for name in values.peer]
 
 
@@ -131,7 +131,8 @@ def graph_tasks(
 
         name = f"{golden.graph}/{golden.signature}"
         setting = schema.Setting(device, subject, "graph", name, threads, engine)
-        hashes = {path.name: bundle.manifest.files[path.name].sha256}
+        file = bundle.manifest.graphs[golden.graph].file
+        hashes = {file: bundle.manifest.files[file].sha256}
         tasks.append(Task(setting, bundle.manifest.precision, None, hashes, threads, run))
     return tasks
 

@@ -51,7 +51,10 @@ def define_flags() -> None:
         "Example: --params_override=task.train_data.input_path=../data/synthetic",
     )
     flags.DEFINE_integer(
-        "loops", 2, "Loops of trainer.steps_per_loop steps that a turn measures. Example: --loops=2", 1
+        "loops",
+        2,
+        "Loops of trainer.steps_per_loop steps that a turn measures. Example: --loops=2",
+        1,
     )
     flags.DEFINE_integer(
         "warm_up_steps", 10, "Steps of a turn before it is measured. Example: --warm_up_steps=10", 1
@@ -85,13 +88,12 @@ class Bench:
         """
         import orbit
         import tensorflow as tf
-        from official.common import distribute_utils
         from official.core import task_factory, train_utils
 
-        self.strategy = distribute_utils.get_distribution_strategy(
-            distribution_strategy=params.runtime.distribution_strategy,
-            num_gpus=params.runtime.num_gpus,
-        )
+        from memvid_tf.tasks import devices
+
+        used = devices.gpus(params.runtime, params.task.train_data.global_batch_size)
+        self.strategy = devices.strategy(params.runtime, used)
         if self.strategy.num_replicas_in_sync != 1:
             raise errors.UserError(
                 f"runtime.distribution_strategy {params.runtime.distribution_strategy!r} makes "
@@ -118,7 +120,7 @@ class Bench:
             train_actions=[lambda output: self._losses.append(float(output["training_loss"]))],
         )
 
-        @tf.function
+        @tf.function  # AutoGraph makes the loop TensorFlow's, and leaves the task's step alone
         def loop(batch, steps):
             total = 0.0
             for _ in tf.range(steps):
@@ -126,7 +128,7 @@ class Bench:
             return total / tf.cast(steps, tf.float32)
 
         self._loop = loop
-        self._single_step = tf.function(self._step)
+        self._single_step = tf.function(self._step, autograph=False)
         # Turns start from here, so the optimizer needs its variables: a step that changes nothing.
         self.strategy.run(self._still_step)
         variables = [*self.trainer.model.variables, *self.trainer.optimizer.variables()]
@@ -403,7 +405,8 @@ def main(argv):
     params = configuration.load(detection.EXPERIMENT, FLAGS.config_file, FLAGS.params_override)
     # As training does: it makes some operations slower.
     tf_keras.utils.set_random_seed(params.task.seed)
-    tf.config.experimental.enable_op_determinism()
+    if params.runtime.deterministic:
+        tf.config.experimental.enable_op_determinism()
     result = measure(params, FLAGS.loops, FLAGS.warm_up_steps, FLAGS.repeats, FLAGS.seed)
     result["setting"]["config_files"] = [os.path.basename(path) for path in FLAGS.config_file]
     pages.publish(FLAGS.output, result, markdown(result))

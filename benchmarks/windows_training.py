@@ -139,7 +139,8 @@ def main(argv):
     params = completed(params)
     # As training does: it makes some operations slower.
     tf_keras.utils.set_random_seed(params.task.seed)
-    tf.config.experimental.enable_op_determinism()
+    if params.runtime.deterministic:
+        tf.config.experimental.enable_op_determinism()
     steps = FLAGS.loops * params.trainer.steps_per_loop
     data, windows = params.task.train_data, params.task.windows
     result = {

@@ -27,9 +27,9 @@ from typing import Any
 import flatbuffers
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
-from ai_edge_litert.interpreter import Interpreter
 
 from memvid_tf.errors import UserError
+from memvid_tf.runtime import litert
 
 POST_PROCESSING_OP = "TFLite_Detection_PostProcess"
 
@@ -414,15 +414,14 @@ def _check_weights(graph: _Subgraph) -> Iterator[Violation]:
 
 def _check_partition(graph: _Subgraph, hint: str) -> Iterator[Violation]:
     """Names each operator that XNNPACK leaves out, or else the number of its partitions."""
-    interpreter = Interpreter(model_content=_alone(graph), num_threads=1)
     try:
-        interpreter.allocate_tensors()
+        interpreter = litert.interpreter(_alone(graph), num_threads=1)
     except (RuntimeError, ValueError) as error:
         what = f"belongs to a graph that LiteRT refuses: {error}"
         yield graph.violation(None, graph.tensors[graph.outputs[0]], what, hint)
         return
     # The delegate's nodes follow the operators that they replace.
-    nodes = interpreter._get_ops_details()
+    nodes = litert.operators(interpreter)
     partitions = [node for node in nodes if node["op_name"] == "DELEGATE"]
     producers = {index: op for op in graph.ops for index in op.outputs}
     taken: set[int] = set()

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import tensorflow as tf
 
 from memvid_tf.errors import UserError
+from memvid_tf.layers import conv
 from memvid_tf.layers.conv_lstm import EXTRACTORS, PaperCell, State
 from memvid_tf.models.interleaved import InterleavedDetector
 from memvid_tf.models.policy import Policy
@@ -66,6 +67,20 @@ def memory_edges(model: InterleavedDetector) -> tuple[tuple[str, str], ...]:
     )
 
 
+def signature(*specs: tf.TensorSpec):
+    """Decorator: a tf.function over named tensors of these shapes, as LiteRT is to run it."""
+
+    def decorate(function):
+        @tf.function(input_signature=specs, autograph=False)
+        def traced(*tensors):
+            with conv.grouped_operator():
+                return function(*tensors)
+
+        return traced
+
+    return decorate
+
+
 class Kept(tf.Module):
     """Keeps a network alive for the SavedModel."""
 
@@ -90,7 +105,7 @@ def interleaved(model: InterleavedDetector) -> dict[str, Graph]:
     def extractor(name):
         spec = tf.TensorSpec([1, *model.frame_size(name), 3], tf.float32, "image")
 
-        @tf.function(input_signature=[spec])
+        @signature(spec)
         def extract(image):
             return {"features": model.extract(image, name)}
 
@@ -110,16 +125,16 @@ def interleaved(model: InterleavedDetector) -> dict[str, Graph]:
         output, after = model.step(features, type(empty)(*state), extractor)
         return output, {name: tensor for (_, name), tensor in zip(names, after)}
 
-    @tf.function(input_signature=map_spec)
+    @signature(*map_spec)
     def step_signature(features, *state):
         output, after = step(features, state)
         return {**model.detect(output), **after}
 
-    @tf.function(input_signature=map_spec)
+    @signature(*map_spec)
     def update_signature(features, *state):
         return step(features, state)[1]
 
-    @tf.function(input_signature=map_spec)
+    @signature(*map_spec)
     def read_signature(features, *state):
         return model.detect(step(features, state, "f1")[0])
 
@@ -136,7 +151,7 @@ def policy_graph(model: InterleavedDetector, policy: Policy) -> Graph:
     specs = [tf.TensorSpec(map_shape, tf.float32, name) for name in (*State._fields, *BEFORE)]
     specs.append(tf.TensorSpec([1, policy.config.history], tf.float32, "eta"))
 
-    @tf.function(input_signature=specs)
+    @signature(*specs)
     def decide(c, h, c_before, h_before, eta):
         return {"q_values": policy(State(c, h), State(c_before, h_before), eta)}
 

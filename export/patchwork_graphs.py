@@ -25,13 +25,17 @@ def patchwork(model: Patchwork) -> dict[str, Graph]:
         input_signature=[
             tf.TensorSpec([1, *model.window_size, 3], tf.float32, "image"),
             tf.TensorSpec([1, layout.halo, layout.chunk], tf.float32, HALO),
-        ]
+        ],
+        autograph=False,
     )
     def window(image, halo):
         maps, own = model.body(image, halo)
         return {**maps, OWN: own}
 
-    @tf.function(input_signature=[tf.TensorSpec([1, *model.image_size, 3], tf.float32, "image")])
+    @tf.function(
+        input_signature=[tf.TensorSpec([1, *model.image_size, 3], tf.float32, "image")],
+        autograph=False,
+    )
     def full(image):
         maps, strips = model.full(image)
         return {**maps, STRIPS: strips}
@@ -41,7 +45,7 @@ def patchwork(model: Patchwork) -> dict[str, Graph]:
         for name in sizes
     ]
 
-    @tf.function(input_signature=specs)
+    @tf.function(input_signature=specs, autograph=False)
     def tail(*maps):
         return model.network.tail(dict(zip(sizes, maps)))
 
@@ -63,7 +67,8 @@ def attention_graph(model: Patchwork, attention: Attention, tail: Graph) -> Grap
         input_signature=[
             tf.TensorSpec(prediction.shape, tf.float32, "prediction"),
             tf.TensorSpec([1, model.windows.count], tf.float32, "history"),
-        ]
+        ],
+        autograph=False,
     )
     def decide(prediction, history):
         presence = network.presence({network.presence_from: prediction}, slices)
@@ -74,9 +79,7 @@ def attention_graph(model: Patchwork, attention: Attention, tail: Graph) -> Grap
 
 def attention_edges(model: Patchwork) -> tuple[tuple[str, str], ...]:
     """The attention network reads a prediction as it is."""
-    return (
-        (f"tail/{SERVING}/{model.network.presence_from}", f"attention/{SERVING}/prediction"),
-    )
+    return ((f"tail/{SERVING}/{model.network.presence_from}", f"attention/{SERVING}/prediction"),)
 
 
 def map_edges(model: Patchwork) -> tuple[tuple[str, str], ...]:

@@ -45,8 +45,10 @@ def drift(trained: Trained, bundle: Bundle, frames, *, advance=lambda n: None) -
       See `verify.drift`.
     """
     model, network = trained.model, PatchworkNetwork(bundle)
-    start = tf.function(lambda image: model.start(image))
-    step = tf.function(lambda image, action, state: model.step(image, action, state))
+    start = tf.function(lambda image: model.start(image), autograph=False)
+    step = tf.function(
+        lambda image, action, state: model.step(image, action, state), autograph=False
+    )
     window, tail = (bundle.manifest.calls["step"][k] for k in (0, 1))
     tensors = {
         "strips": bundle.manifest.tensor(f"{window}/halo", "inputs"),
@@ -78,9 +80,11 @@ def drift(trained: Trained, bundle: Bundle, frames, *, advance=lambda n: None) -
 def differences(trained: Trained, bundle: Bundle, frames, *, advance=lambda n: None) -> list[dict]:
     """As `drift`, of a single-frame network: the predictions of the same frames."""
     model, network = trained.model, SingleFrameNetwork(bundle)
-    predict = tf.function(lambda frame: model(frame))
+    predict = tf.function(lambda frame: model(frame), autograph=False)
     (call,) = bundle.manifest.calls["first"]
-    tensors = {name: bundle.manifest.tensor(f"{call}/{name}", "outputs") for name in network.outputs}
+    tensors = {
+        name: bundle.manifest.tensor(f"{call}/{name}", "outputs") for name in network.outputs
+    }
     rows = []
     for number, frame in enumerate(frames, start=1):
         if number in DRIFT_FRAMES:
@@ -98,7 +102,11 @@ def verify(trained: Trained, bundle: Bundle, data: clips.ClipConfig) -> dict:
         compare, words = drift, MODES
         checkpoint = CheckpointWindows(trained.model, trained.attention)
     else:
-        compare, words, checkpoint = differences, (window_rollout.FULL,), PlainNetwork(trained.model)
+        compare, words, checkpoint = (
+            differences,
+            (window_rollout.FULL,),
+            PlainNetwork(trained.model),
+        )
     limit = max(DRIFT_FRAMES)
     with tqdm(total=limit, desc="drift", unit="frame") as bar:
         rows = compare(trained, bundle, video(data, limit), advance=bar.update)

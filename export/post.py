@@ -68,7 +68,8 @@ def post_graph(
         input_signature=[
             tf.TensorSpec([1, rows, 4], tf.float32, "box_encodings"),
             tf.TensorSpec([1, rows, num_classes + 1], tf.float32, "class_logits"),
-        ]
+        ],
+        autograph=False,
     )
     def detect(box_encodings, class_logits):
         if box_quantization is not None:
@@ -147,7 +148,10 @@ def _operator(
     }
     lines = [f'attr {{ key: "{key}" value {{ {value} }} }}' for key, value in attributes.items()]
 
-    @tf.function(experimental_implements=f'name: "{gate.POST_PROCESSING_OP}" ' + " ".join(lines))
+    @tf.function(
+        experimental_implements=f'name: "{gate.POST_PROCESSING_OP}" ' + " ".join(lines),
+        autograph=False,
+    )
     def operator(box_encodings, scores, anchors):
         del box_encodings, scores, anchors
         places = [1, max_detections]

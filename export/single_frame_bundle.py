@@ -29,7 +29,9 @@ def convert_graphs(network, options: bundle.Options) -> dict[str, bytes]:
     predictions.check_precision(network, options)
     bundle.check_observed(network)
     spec = tf.TensorSpec([1, *network.config.image_size, 3], tf.float32, "image")
-    whole = tf.function(lambda image: network.tail(network.body(image)), input_signature=[spec])
+    whole = tf.function(
+        lambda image: network.tail(network.body(image)), input_signature=[spec], autograph=False
+    )
     content = convert.convert(Kept(network), {SERVING: whole}, precision=options.precision)
     flatbuffers = {"network": content}
     gate.check(flatbuffers, (), precision=options.precision)

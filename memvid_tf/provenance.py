@@ -27,15 +27,42 @@ def code_version() -> str:
     return f"{memvid_tf.__version__}+{commit}"
 
 
-def _processor() -> str:
+# Which of them a processor has decides what is fast on it, and for TensorFlow also what runs.
+VECTOR_UNITS = (
+    "avx2",
+    "fma",
+    "avx512f",
+    "avx512_vnni",
+    "avx_vnni",
+    "avx512_bf16",
+    "amx_int8",
+    "amx_bf16",
+    "asimd",
+    "asimddp",
+    "i8mm",
+)
+
+
+def _cpuinfo() -> dict[str, str]:
+    """What Linux says of the first processor; empty elsewhere."""
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as file:
-            for line in file:
-                if line.startswith("model name"):
-                    return line.split(":", 1)[1].strip()
+            pairs = [line.split(":", 1) for line in file.read().split("\n\n")[0].splitlines()]
     except OSError:
-        pass  # not Linux
-    return platform.processor() or platform.machine()
+        return {}
+    return {pair[0].strip(): pair[-1].strip() for pair in pairs}
+
+
+def processor() -> str:
+    """The name of this machine's processor."""
+    return _cpuinfo().get("model name") or platform.processor() or platform.machine()
+
+
+def vector_units() -> list[str] | None:
+    """Those of `VECTOR_UNITS` that this machine's processor has; None where nobody says."""
+    known = _cpuinfo()
+    flags = known.get("flags") or known.get("Features")
+    return None if flags is None else [unit for unit in VECTOR_UNITS if unit in flags.split()]
 
 
 def _installed(package: str) -> str | None:
@@ -57,5 +84,11 @@ def describe() -> dict:
         "code_version": code_version(),
         "python": platform.python_version(),
         "packages": {package: _installed(package) for package in PACKAGES},
-        "machine": {"processor": _processor(), "cores": os.cpu_count(), "os": platform.system()},
+        "machine": {
+            "processor": processor(),
+            "vector_units": vector_units(),
+            "onednn": os.environ.get("TF_ENABLE_ONEDNN_OPTS", "TensorFlow's choice"),
+            "cores": os.cpu_count(),
+            "os": platform.system(),
+        },
     }

@@ -96,11 +96,22 @@ def main(argv):
     logging.set_verbosity(logging.WARNING)
     if not FLAGS.model_dir:
         raise errors.UserError("--model_dir is missing, for example --model_dir=runs/tiny")
+    from memvid_tf.tasks import ended
+
+    wanted = FLAGS.experiment, FLAGS.config_file, FLAGS.params_override
+    nothing_to_do = ended.early_message(FLAGS.model_dir, *wanted)
+    if nothing_to_do:
+        print(nothing_to_do)
+        return
     from memvid_tf.tasks import configuration, training
 
-    params = configuration.load(FLAGS.experiment, FLAGS.config_file, FLAGS.params_override)
+    params = configuration.load(*wanted)
     params = training.completed(params)
     check_same_training(params, FLAGS.model_dir)
+    nothing_to_do = ended.message(FLAGS.model_dir, params.trainer.train_steps)
+    if nothing_to_do:
+        print(nothing_to_do)
+        return
     training.run(params, FLAGS.model_dir, FLAGS.mode)
 
 

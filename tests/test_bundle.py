@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import tiny_bundle
 
+from memvid_tf.models import zoo
 from memvid_tf.runtime.bundle import Bundle, file_entry
 from memvid_tf.runtime.interpreter import Graph
 from memvid_tf.runtime.manifest import BundleError, Manifest
@@ -151,7 +152,23 @@ def at(*path):
 
 
 MEMORY = ("graphs", "memory", "signatures", "step")
+ANCHOR = ("anchors", 0)
 FAULTS = [
+    (at("image", "f1", [0, 0]), "image.f1 is (0, 0), wanted sides from 1 to 8192 pixels"),
+    (at("image", "f0", [10**400, 48]), "image.f0 is (1000"),
+    (at("image", "std", 1e-300), "image.std is 1e-300, wanted a number from 1e-12 to 1e+06"),
+    (at("image", "mean", 1e299), "image.mean is 1e+299, wanted a number from -1e+06 to 1e+06"),
+    (at("post", "max_detections", 10**12), "tensor post/serving_default/boxes is TensorSpec("),
+    (at("box_coder", "height", 0), "box_coder.height is 0.0, wanted a number from 1e-12 to"),
+    (at(*ANCHOR, [0.5, 0.5, -0.1, 0.1]), "anchors[0]: height is -0.1, wanted a number from 1e-12"),
+    (at(*ANCHOR, [0.5, 1e200, 0.1, 0.1]), "anchors[0] is 1e+200, wanted a number from -1e+06"),
+    (at("calls", "post", ["post/serving_default"] * 2), "wanted one signature"),
+    (at("golden", []), "golden is [], wanted also ['f0/serving_default', 'f1/serving_default', "),
+    (at("files", "f1.tflite", "bytes", 2**36), "files.f1.tflite.bytes is 68719476736, wanted 0 to"),
+    (at("files", "labels.txt", "bytes", 2**21), "bytes is 2097152, wanted at most 1048576 of lab"),
+    (at("graphs", "f1", "file", "labels.txt"), "graphs.f1.file is 'labels.txt', wanted a file"),
+    (at("golden", 0, "inputs", "image", "f0.tflite"), "wanted a file that ends in .bin"),
+    (at("state", 0, "shape", [1, 2**20, 2**19, 1]), "state.c.shape is (1, 1048576, 524288, 1), "),
     (at("schema_version", 2), "schema_version: 2 is not 1"),
     (at("system", "patchwerk"), "system is 'patchwerk', wanted one of ['interleaved', 'patch"),
     (at("precision", "int4"), "precision is 'int4'"),
@@ -171,6 +188,8 @@ FAULTS = [
     (at("graphs", "f0", "file", "f9.tflite"), "graphs.f0.file is 'f9.tflite'"),
     (at(*MEMORY, "inputs", "c", "dtype", "int16"), "tensor memory/step/c: dtype is 'int16'"),
     (at(*MEMORY, "inputs", "c", "shape", 3, -1), "tensor memory/step/c: shape is (1, 4, 6, -1)"),
+    (at(*MEMORY, "inputs", "c", "shape", [1, 2**20, 2**19, 1]), "at most 8 sizes and 1073741824"),
+    (at(*MEMORY, "inputs", "c", "scale", 1e-300), "tensor memory/step/c: scale is 1e-300, wanted"),
     (at(*MEMORY, "inputs", "c", "scale", None), "tensor memory/step/c: scale is None"),
     (at(*MEMORY, "inputs", "c", "zero_point", 128), "tensor memory/step/c: zero_point is 128"),
     (
@@ -203,6 +222,28 @@ FAULTS = [
 def test_contradictions_are_named(folder, change, message):
     edit(folder, change)
     assert message in refused(folder)
+
+
+@pytest.mark.parametrize(
+    "cell, message",
+    [
+        ({"width": 64_000_000}, "cell 0 has sizes (64, 64000000, 16), wanted 1 to 8192"),
+        ({"width": 0}, "cell 0 has sizes (64, 0, 16), wanted 1 to 8192"),
+        ({"columns": [0, 2**40]}, "cell 0 has a halo of (1, 1, 0, 1099511627776), wanted 0 to"),
+        ({"rows": [-1, 1]}, "cell 0 has a halo of (-1, 1, "),
+        ({"width": 8192, "height": 8192}, "entries, wanted at most 67108864"),
+    ],
+)
+def test_windows_that_would_fill_the_memory(cell, message):
+    manifest = json.loads((zoo.BUNDLES / "detector_patchwork/manifest.json").read_text())
+    assert Manifest.from_json(json.dumps(manifest)).windows
+    manifest["windows"]["cells"][0].update(cell)
+    with pytest.raises(BundleError) as error:
+        Manifest.from_json(json.dumps(manifest))
+    assert message in str(error.value)
+    manifest["windows"]["cells"] = []
+    with pytest.raises(BundleError, match="there are no cells"):
+        Manifest.from_json(json.dumps(manifest))
 
 
 def test_missing_and_repeated_keys_and_numbers_that_are_none(folder):
@@ -242,7 +283,8 @@ def test_any_damage_is_a_bundle_error():
     rng = np.random.default_rng(11)
     whole = json.loads((tiny_bundle.build("int8") / "manifest.json").read_text())
     whole["anchors"] = whole["anchors"][:2]  # so that other places are hit as often
-    junk = [None, True, -1, 0, 3, 1e300, "", "f0", "a/b/c", [], [[]], {}, {"a": 1}, [1, 2, 3, 4]]
+    junk = [None, True, -1, 0, 3, 10**400, 1e299, 1e-299, 1e300]
+    junk += ["", "f0", "a/b/c", [], [[]], {}, {"a": 1}, [1, 2, 3, 4]]
     outcomes = {"loaded": 0, "refused": 0}
     for _ in range(600):
         value = manifest = copy.deepcopy(whole)

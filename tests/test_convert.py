@@ -5,6 +5,7 @@ import pytest
 import tensorflow as tf
 from ai_edge_litert.interpreter import Interpreter
 
+from benchmarks import conversions
 from export import convert, gate
 
 
@@ -172,6 +173,14 @@ def test_the_converter_is_quiet_unless_it_fails(capfd):
     with pytest.raises(Exception, match="Betainc") as caught:
         convert.convert(tf.Module(), {"update": function}, precision="float32")
     assert any(note.startswith("The converter logged:") for note in caught.value.__notes__)
+
+
+@pytest.mark.slow
+def test_conversions_keep_no_copy_of_their_weights():
+    """With large weights: what the allocator keeps by itself, up to 2 MiB a call, is less."""
+    weights_mib = 9 * 256 * 1024 * 4 / conversions.MIB
+    found = conversions.measure(conversions.conversion((256, 1024)), 12)
+    assert conversions.growth_mib(found["held_mib"], 3) < weights_mib / 2
 
 
 def test_a_variable_that_the_module_does_not_hold_is_refused():

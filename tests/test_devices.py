@@ -1,8 +1,13 @@
-"""Several workers: two processes on 127.0.0.1 learn what one does, also if one is killed."""
+"""Which devices a training uses; two processes on 127.0.0.1 learn what one does, also if one is
+killed."""
 
 import dataclasses
 import os
+import pathlib
+import re
+import subprocess
 import sys
+from unittest import mock
 
 import flagless
 import numpy as np
@@ -15,6 +20,8 @@ from benchmarks import small_training
 from benchmarks.small_training import SmallTraining
 from memvid_tf.errors import UserError
 from memvid_tf.models import deeplab, interleaved, patchwork, single_frame
+from memvid_tf.models.zoo import headers
+from memvid_tf.tasks import clip_task, configuration, training
 from memvid_tf.tasks import devices as of_tasks
 
 devices = flagless.program("benchmarks.devices")
@@ -61,6 +68,8 @@ def test_two_workers_learn_what_one_does_though_one_of_them_is_killed(tmp_path):
         (dict(mixed_precision_dtype="float16"), "'float16' is not allowed: one of .*'bfloat16'"),
         (dict(num_gpus=-1), "num_gpus -1"),
         (dict(distribution_strategy="one_device", num_gpus=2), "num_gpus 2 is not allowed: 0 or 1"),
+        (dict(num_gpus=1), "num_gpus 1 is not allowed: 0 to 0, TensorFlow sees no GPU"),
+        (dict(enable_xla=True), "enable_xla True is not allowed: false; XLA compiles"),
         (dict(distribution_strategy="mirrored", worker_hosts="a:1,b:2"), "worker_hosts"),
         (
             dict(distribution_strategy="multi_worker_mirrored", worker_hosts="a:1,b:2"),
@@ -70,8 +79,133 @@ def test_two_workers_learn_what_one_does_though_one_of_them_is_killed(tmp_path):
 )
 def test_what_cannot_be_is_refused(values, message):
     runtime = dataclasses.replace(tiny_run.params().runtime, **values)
-    with pytest.raises(UserError, match=message):
-        of_tasks.strategy(runtime)
+    with machine(0)[0], pytest.raises(UserError, match=message):
+        of_tasks.gpus(runtime, batch=4)
+
+
+def machine(count):
+    """A machine with so many GPUs, as far as TensorFlow is asked."""
+    names = [f"/physical_device:GPU:{number}" for number in range(count)]
+    gpus = [tf.config.PhysicalDevice(name, "GPU") for name in names]
+    seen = mock.patch.object(tf.config, "list_physical_devices", return_value=gpus)
+    details = {"device_name": "NVIDIA A100"}
+    known = mock.patch.object(
+        tf.config.experimental, "get_device_details", return_value=details
+    )
+    return seen, known
+
+
+def workers(hosts):
+    """Of the first of several machines."""
+    several = "multi_worker_mirrored"
+    return dict(distribution_strategy=several, worker_hosts=hosts, task_index=0)
+
+
+@pytest.mark.parametrize(
+    "there, values, used, said",
+    [
+        (0, {}, 0, "training on the CPU: TensorFlow sees no GPU"),
+        (1, {}, 1, "training on 1 of 1 GPUs: GPU:0 NVIDIA A100"),
+        (4, {}, 1, "training on 1 of 4 GPUs: GPU:0 NVIDIA A100"),
+        (4, dict(num_gpus=0), 0, "training on the CPU, as runtime.num_gpus says; .* are: 4"),
+        (3, dict(distribution_strategy="mirrored"), 3, "3 of 3 .* NVIDIA A100, .*GPU:2 NVIDIA"),
+        # A batch of twelve divides among six, not among seven or eight.
+        (8, dict(distribution_strategy="mirrored"), 6, "6 of 8 GPUs"),
+        (8, dict(distribution_strategy="mirrored", num_gpus=2), 2, "2 of 8 GPUs"),
+        (8, workers("a:1,b:2"), 6, "6 of 8 GPUs"),
+        (5, workers("a:1,b:2,c:3"), 4, "4 of 5 GPUs"),
+    ],
+)
+def test_gpus_that_are_there_are_used_and_named(there, values, used, said, monkeypatch):
+    monkeypatch.setattr(of_tasks, "NVIDIA_DRIVER", "/nowhere")
+    seen, known = machine(there)
+    with seen, known:
+        found = of_tasks.gpus(dataclasses.replace(of_tasks.RuntimeConfig(), **values), batch=12)
+        assert re.search(said, of_tasks.described(found)), of_tasks.described(found)
+    assert [gpu.name for gpu in found] == [f"/physical_device:GPU:{n}" for n in range(used)]
+
+
+def test_a_gpu_that_tensorflow_does_not_see_is_spoken_of(tmp_path, monkeypatch):
+    monkeypatch.setattr(of_tasks, "NVIDIA_DRIVER", str(tmp_path))
+    assert ".[cuda]" in of_tasks.described([])
+
+
+def test_more_gpus_than_there_are_cannot_be_used():
+    runtime = of_tasks.RuntimeConfig(distribution_strategy="mirrored", num_gpus=8)
+    seen, known = machine(2)
+    with seen, known, pytest.raises(UserError, match="num_gpus 8 .* 0 to 2, the 2 that TensorFlow"):
+        of_tasks.gpus(runtime, batch=8)
+
+
+REPOSITORY = pathlib.Path(tiny_run.ROOT)
+PAGES = [REPOSITORY / "README.md", *sorted(REPOSITORY.glob("configs/*"))]
+SEVERAL = [
+    match[0]
+    for page in PAGES
+    for match in re.finditer(r"runtime\.distribution_strategy=[\w.,=:']+", page.read_text("utf-8"))
+]
+
+
+def test_pages_name_trainings_on_several_gpus():
+    assert len(SEVERAL) >= 4
+    assert {re.search(r"=(\w+)", command)[1] for command in SEVERAL} == set(of_tasks.STRATEGIES[1:])
+
+
+@pytest.mark.parametrize("path", sorted(REPOSITORY.glob("configs/*.yaml")), ids=lambda p: p.stem)
+def test_every_command_for_several_gpus_divides_every_batch(path):
+    command = headers.training_command(path)
+    files = [str(REPOSITORY / name) for name in command.all("config_file")]
+    experiment = command.one("experiment", "interleaved")
+    for several in SEVERAL:
+        params = configuration.load(experiment, files, several)
+        if not training._replicates(params.task):
+            continue
+        batch = params.task.train_data.global_batch_size
+        machines = len((params.runtime.worker_hosts or "one").split(","))
+        for there in range(1, 9):
+            seen, known = machine(there)
+            with seen, known:
+                used = len(of_tasks.gpus(params.runtime, batch))
+            assert batch % (used * machines) == 0, (several, there)
+            # Not one, where there are more: two divide all of them.
+            assert used >= min(there, 2) or batch % (2 * machines), (several, there)
+
+
+@pytest.mark.parametrize("replicas, batch", [(6, 4), (2, 1), (2, 3), (4, 12)])
+def test_validation_divides_among_any_number_of_replicas(replicas, batch):
+    config = tiny_run.params(task__validation_data__global_batch_size=batch).task.validation_data
+    context = tf.distribute.InputContext(2, 1, replicas)  # of the second of two workers
+    batches = list(clip_task.clip_inputs(config, context, 0).as_numpy_iterator())
+    each = -(-batch // (replicas // 2))
+    assert len(batches) % (replicas // 2) == 0
+    assert {len(b["num_frames"]) for b in batches} == {each}
+    shown = [int(i) for b in batches for i, n in zip(b["clip_index"], b["num_frames"]) if n]
+    assert shown == list(range(tiny_run.TEST_CLIPS))
+
+
+MIRRORED = """
+import tensorflow as tf
+from memvid_tf.tasks import devices
+
+cpu = tf.config.list_physical_devices("CPU")[0]
+tf.config.set_logical_device_configuration(cpu, 4 * [tf.config.LogicalDeviceConfiguration()])
+gpus = [tf.config.PhysicalDevice(f"/physical_device:GPU:{n}", "GPU") for n in range(4)]
+runtime = devices.RuntimeConfig(distribution_strategy="mirrored")
+made = tf.distribute.MirroredStrategy
+tf.distribute.MirroredStrategy = lambda devices, **rest: made(
+    [name.replace("GPU", "CPU") for name in devices], **rest
+)
+strategy = devices.strategy(runtime, gpus)
+print(strategy.num_replicas_in_sync, devices.mean_of_workers(strategy, 3.0))
+"""
+
+
+def test_the_strategy_of_several_gpus_builds():
+    """On as many logical CPUs."""
+    done = subprocess.run(
+        [sys.executable, "-c", MIRRORED], capture_output=True, text=True, cwd=REPOSITORY
+    )
+    assert done.stdout.split() == ["4", "3.0"], done.stderr
 
 
 def gradients(network, clips):

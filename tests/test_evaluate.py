@@ -110,6 +110,7 @@ def accuracy_by_the_runtime(folder, tau):
     return scores.result()
 
 
+@pytest.mark.portable
 @pytest.mark.slow
 @pytest.mark.parametrize("precision", ["int8", "float32"])
 def test_a_bundle(tmp_path, precision):

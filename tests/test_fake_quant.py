@@ -154,8 +154,58 @@ def test_gradients_pass_straight_through_a_kernel_even_at_its_limit():
         tape.watch(kernel)
         y = tf.reduce_sum(PerChannelSymmetric()(kernel, True, {}) * weight)
     # The largest weight of a channel lies at the end of the range. Were its gradient lost, it
-    # could never shrink. Whether it comes through the value or through the range is rounding.
-    np.testing.assert_allclose(tape.gradient(y, kernel), weight, atol=1e-6)
+    # could never shrink.
+    np.testing.assert_array_equal(tape.gradient(y, kernel), weight)
+
+
+RANGES = np.random.default_rng(24).uniform([-5.0, 0.01], [0.0, 8.0], (6, 2)).astype(np.float32)
+
+
+@pytest.mark.parametrize("low, high", [*RANGES, (0.0, 3.7), (-2.9, 0.001)])
+def test_an_observed_range_rounds_and_passes_gradients_on_as_tensorflow_does(low, high):
+    x, dy = (tf.constant(values(seed, (2000,))) for seed in (25, 26))
+    # The first batch is the range; the second, wider by far, does not move it.
+    layer = Quantize(MovingAverageRange(0.0))
+    layer(tf.constant([low, high]), training=True)
+    layer.quantizer.decay = 1.0
+    step = tf.function(lambda x: layer(x, training=True))
+    with tf.GradientTape(persistent=True) as tape:
+        tape.watch(x)
+        found = step(x)
+        expected = tf.quantization.fake_quant_with_min_max_vars(x, *observed(layer))
+    np.testing.assert_array_equal(found, expected)
+    np.testing.assert_array_equal(layer(x, training=False), expected)
+    gradient = tape.gradient(found, x, dy)
+    np.testing.assert_array_equal(gradient, tape.gradient(expected, x, dy))
+    # The same without TensorFlow's kernel; where a value is as near to the end of the grid as
+    # float32 can tell, either is right.
+    lowest, highest = reference.fake_quant(np.float32([-1e6, 1e6]), *observed(layer))
+    away = np.minimum(np.abs(x - lowest), np.abs(x - highest)) > GRID_ATOL
+    wanted = np.where((x >= lowest) & (x <= highest), dy, 0.0)
+    np.testing.assert_array_equal(gradient.numpy()[away], wanted[away])
+    assert 20 < np.count_nonzero(gradient) < 1980
+
+
+@pytest.mark.parametrize("quantizer", [MovingAverageRange(), PerChannelSymmetric()])
+def test_training_needs_no_gradient_that_refuses_determinism_on_a_gpu(quantizer):
+    layer = Quantize(quantizer)
+    layer.build([2, 3])
+
+    @tf.function
+    def step(x):
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            # In a loop and a condition, as in a memory and beside frozen batch norm.
+            y = tf.while_loop(lambda t, y: t < 3, lambda t, y: (t + 1, layer(y, True)), (0, x))[1]
+            y = tf.cond(y[0, 0] > 0, lambda: layer(y, training=True), lambda: y)
+            y = layer(y, training=False)
+        return tape.gradient(y, x)
+
+    graph = step.get_concrete_function(tf.TensorSpec([2, 3])).graph.as_graph_def()
+    nodes = [*graph.node, *(node for f in graph.library.function for node in f.node_def)]
+    ops = {node.op for node in nodes if node.op.startswith("FakeQuant")}
+    assert ops and not {op for op in ops if op.endswith("Gradient")}, ops
+    np.testing.assert_array_equal(step(tf.ones([2, 3])), np.ones([2, 3]))
 
 
 @pytest.mark.parametrize(

@@ -4,9 +4,11 @@ import json
 import threading
 
 import cv2
+import flatbuffers
 import numpy as np
 import pytest
 import tiny_bundle
+from ai_edge_litert import schema_py_generated as schema
 from ai_edge_litert.interpreter import Interpreter
 
 from memvid_tf.runtime.interpreter import Graph, GraphError
@@ -92,6 +94,50 @@ def test_files_that_are_no_models(tmp_path):
         Graph(memory_path(), "stop")
     with pytest.raises(GraphError, match=r"name one of its signatures \['step', 'update'\]"):
         Graph(memory_path())
+
+
+def test_graphs_that_fail_late_are_named(tmp_path):
+    """Shapes that do not add up are found when tensors are allocated, an index only in a run."""
+    path = tmp_path / "late.tflite"
+    path.write_bytes(one_operator("ADD", constant=[1.0, 2.0, 3.0], indices=2))
+    with pytest.raises(GraphError, match=r"late.tflite \(\d+ bytes\) cannot be loaded: "):
+        Graph(path)
+    path.write_bytes(one_operator("GATHER", constant=[1.0, 2.0, 3.0], indices=2))
+    graph = Graph(path)
+    found = graph(x=np.array([2, 0], np.int32))
+    np.testing.assert_array_equal(found["y"], [3, 1])
+    with pytest.raises(GraphError, match="late.tflite:run cannot be run: .*index.*; export"):
+        graph(x=np.array([2, 7], np.int32))
+
+
+def one_operator(kind, constant, indices):
+    """The `.tflite` of y = kind(constant, x), x int32 [indices]."""
+    tensors = []
+    for name, shape, dtype, buffer in (
+        ("x", [indices], "INT32", 0),
+        ("constant", [len(constant)], "FLOAT32", 1),
+        ("y", [indices], "FLOAT32", 0),
+    ):
+        tensor = schema.TensorT()
+        tensor.name, tensor.shape, tensor.buffer = name, shape, buffer
+        tensor.type = getattr(schema.TensorType, dtype)
+        tensors.append(tensor)
+    operator, code, graph = schema.OperatorT(), schema.OperatorCodeT(), schema.SubGraphT()
+    operator.opcodeIndex, operator.inputs, operator.outputs = 0, [1, 0], [2]
+    code.deprecatedBuiltinCode = code.builtinCode = getattr(schema.BuiltinOperator, kind)
+    code.version = 1
+    graph.tensors, graph.operators, graph.inputs, graph.outputs = tensors, [operator], [0], [2]
+    signature, x, y = schema.SignatureDefT(), schema.TensorMapT(), schema.TensorMapT()
+    (x.name, x.tensorIndex), (y.name, y.tensorIndex) = ("x", 0), ("y", 2)
+    signature.signatureKey, signature.subgraphIndex = "run", 0
+    signature.inputs, signature.outputs = [x], [y]
+    values, model = schema.BufferT(), schema.ModelT()
+    values.data = np.frombuffer(np.array(constant, np.float32).tobytes(), np.uint8)
+    model.version, model.operatorCodes, model.subgraphs = 3, [code], [graph]
+    model.buffers, model.signatureDefs = [schema.BufferT(), values], [signature]
+    builder = flatbuffers.Builder(1024)
+    builder.Finish(model.Pack(builder), file_identifier=b"TFL3")
+    return bytes(builder.Output())
 
 
 def test_quantization_is_the_tensors_own():

@@ -411,9 +411,15 @@ def test_faults_inside_a_folder(tmp_path):
         cv2.imwrite(str(tmp_path / f"{number}.png"), np.zeros((*size, 3), np.uint8))
     seen, message = read_until_fault(tmp_path)
     assert seen == 2 and "3.png is 6x8, wanted 8x6 as 1.png" in message
-    for content in (b"", b"no image", (tmp_path / "1.png").read_bytes()[:40]):
+    for content, problem in (
+        (b"", "is empty"),
+        (b"no image", "is no picture that can be read"),
+        ((tmp_path / "1.png").read_bytes()[:40], "is no picture that can be read"),
+        ((tmp_path / "1.png").read_bytes()[:-24], "is damaged or truncated"),
+    ):
         (tmp_path / "2.png").write_bytes(content)
-        assert f"2.png is not a readable image ({len(content)} by" in read_until_fault(tmp_path)[1]
+        message = read_until_fault(tmp_path)[1]
+        assert message.startswith("frame ") and f"2.png {problem}" in message
 
 
 def test_a_real_video(fixtures_dir):

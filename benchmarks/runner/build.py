@@ -16,10 +16,11 @@ from pathlib import Path
 
 from memvid_tf import files
 from memvid_tf.errors import UserError
+from memvid_tf.runtime import litert
 
 SOURCES = Path(__file__).parent / "src"
 NAME = "memvid_runner"
-FLAGS = ("-std=c++17", "-O2", "-Wall", "-Wextra")
+FLAGS = ("-std=c++17", "-O2", "-Wall", "-Wextra", f'-DLITERT_RANGE="{litert.RANGE}"')
 LINK = ("-pthread", "-ldl")
 GLIBC = "2.34"  # of Android payloads; older than any that the arm64 libraries of a payload bring
 _TIMEOUT_S = 600
@@ -116,14 +117,15 @@ def litert_library() -> Path:
     """`libLiteRt.so` of the installed ai-edge-litert wheel, for this machine.
 
     Raises:
-      UserError: the wheel has none.
+      UserError: there is no such wheel, its version was not tried, or it has no library.
     """
+    version = litert.version()
     spec = importlib.util.find_spec("ai_edge_litert")
     if spec is not None and spec.submodule_search_locations:
         path = Path(spec.submodule_search_locations[0]) / "libLiteRt.so"
         if path.is_file():
             return path
     raise UserError(
-        "libLiteRt.so is not in the installed ai-edge-litert; wanted version 2.2 or later: "
-        "pip install -c constraints.txt ai-edge-litert"
+        f"libLiteRt.so is not in the installed {litert.PACKAGE} {version}; install it anew: "
+        f"pip install --force-reinstall --no-deps {litert.PACKAGE}=={version}"
     )

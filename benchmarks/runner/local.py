@@ -1,12 +1,13 @@
 """Runs the native runner on this machine."""
 
 import json
+import signal
 import subprocess
 import tempfile
 from pathlib import Path
 
 from benchmarks.runner import build
-from benchmarks.runner.plan import Job
+from benchmarks.runner.plan import GIVEN, Job
 from memvid_tf.errors import UserError
 
 PLAN, RESULT = "plan.txt", "result.json"
@@ -45,16 +46,23 @@ def run(job: Job, timeout_s: float = 600.0) -> tuple[dict, dict[str, bytes]]:
         try:
             done = subprocess.run(
                 [binary, PLAN, RESULT, library],
-                cwd=folder, capture_output=True, text=True, timeout=timeout_s, check=False,
+                cwd=folder, capture_output=True, text=True, errors="replace", timeout=timeout_s,
+                check=False,
             )  # fmt: skip
         except subprocess.TimeoutExpired as error:
             raise RunnerError(f"the runner was stopped after {timeout_s:.0f} s") from error
         if done.returncode:
-            raise RunnerError(
-                f"the runner ended with code {done.returncode}: {reason(done.stderr)}"
-            )
+            raise RunnerError(f"the runner {ending(done.returncode)}: {reason(done.stderr)}")
         result = parse((folder / RESULT).read_text(encoding="utf-8"), job)
         return result, {file: (folder / file).read_bytes() for file in job.outputs}
+
+
+def ending(code: int) -> str:
+    """How a program ended, of its code as `subprocess` or a shell says it."""
+    number = -code if code < 0 else code - 128
+    if number in set(signal.Signals):
+        return f"died of {signal.Signals(number).name}"
+    return f"ended with code {code}"
 
 
 def reason(stderr: str) -> str:
@@ -64,7 +72,7 @@ def reason(stderr: str) -> str:
 
 
 def parse(text: str, job: Job) -> dict:
-    """The runner's JSON, checked: as many samples as runs.
+    """The runner's JSON, checked: as many samples as runs. Graphs have the names they were given.
 
     Raises:
       RunnerError: it is cut short or not of this job.
@@ -76,4 +84,6 @@ def parse(text: str, job: Job) -> dict:
     samples = len(result.get("latency_us", [])) if isinstance(result, dict) else -1
     if samples != job.samples:
         raise RunnerError(f"the runner's result holds {samples} samples, wanted {job.samples}")
+    for row in result.get("goldens", ()):
+        row["graph"] = row["graph"].removeprefix(GIVEN)
     return result

@@ -133,8 +133,10 @@ def clip_dataset(
     pipelines = input_context.num_input_pipelines if input_context else 1
     pipeline = input_context.input_pipeline_id if input_context else 0
     batch = config.global_batch_size
-    if input_context:
-        batch = input_context.get_per_replica_batch_size(config.global_batch_size)
+    if input_context and config.is_training:
+        batch = input_context.get_per_replica_batch_size(batch)
+    elif input_context:  # the last batch is filled anyhow, so the others may be larger
+        batch = -(-batch // input_context.num_replicas_in_sync)
     if config.is_training:
         dataset = _training_examples(
             config, split.clips, len(table.shard), start_step, pipelines, pipeline
@@ -199,6 +201,7 @@ def _checked_frames(config, info, split, start_step):
         frames = longest
     checks = (
         ("unroll_frames", frames >= 1, "at least 1; 0 only in evaluation"),
+        ("split", split.statistics["objects"] > 0, f"{info.folder} has no object in it"),
         (
             "unroll_frames",
             not config.is_training or stills or frames <= shortest,
@@ -400,8 +403,9 @@ def _decoded_masks(clip, used):
 
 
 def _decode_stored(data):
-    image = tf.io.decode_image(data, channels=3, expand_animations=False)
-    return tf.ensure_shape(image, (None, None, 3))
+    # It decodes PNG too. Its default is a faster transform, up to three grey levels from what the
+    # runtime's reader makes of the same file.
+    return tf.io.decode_jpeg(data, channels=3, dct_method="INTEGER_ACCURATE")
 
 
 def _decode(data, size):

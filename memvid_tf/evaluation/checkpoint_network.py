@@ -27,9 +27,11 @@ class CheckpointNetwork:
         self.policy = None if policy is None else policy_spec(policy.config)
         self.f1_only_reads = model.memory.f1_only_reads
         self.anchors = model.anchors
-        self._values = tf.function(lambda after, before, eta: policy(after, before, eta))
-        self._extract = tf.function(self._extract_graph)
-        self._step = tf.function(self._step_graph)
+        self._values = tf.function(
+            lambda after, before, eta: policy(after, before, eta), autograph=False
+        )
+        self._extract = tf.function(self._extract_graph, autograph=False)
+        self._step = tf.function(self._step_graph, autograph=False)
 
     def _extract_graph(self, frames, extractor):
         return self.model.extract(self.model.preprocess(frames, extractor), extractor)

@@ -30,7 +30,7 @@ class PlainNetwork:
     def __init__(self, network):
         self.anchors = getattr(network, "anchors", None)
         self.costs = Costs(full=_full_cost(network))
-        self._predict = tf.function(lambda frames: network(frames))
+        self._predict = tf.function(lambda frames: network(frames), autograph=False)
 
     def first(self, frames: np.ndarray):
         """See `window_rollout.WindowNetwork`; there is no state."""
@@ -49,10 +49,12 @@ class CheckpointWindows:
         self.windows, self.anchors = model.windows, getattr(model.network, "anchors", None)
         self.decay = None if attention is None else attention.config.decay
         self._model, self._attention = model, attention
-        self._first = tf.function(lambda frames: model.start(model.network.preprocess(frames)))
-        self._step = tf.function(self._step_graph)
-        self._without = tf.function(self._step_without_context)
-        self._values = tf.function(self._values_graph)
+        self._first = tf.function(
+            lambda frames: model.start(model.network.preprocess(frames)), autograph=False
+        )
+        self._step = tf.function(self._step_graph, autograph=False)
+        self._without = tf.function(self._step_without_context, autograph=False)
+        self._values = tf.function(self._values_graph, autograph=False)
 
     @property
     def costs(self) -> Costs:

@@ -11,6 +11,8 @@ from collections.abc import Callable, Hashable, Mapping
 
 import tensorflow as tf
 
+from memvid_tf.layers import conv
+
 # Operation → output channels of its kernel, given the kernel's shape and the operation's node.
 _CHANNELS = {
     "Conv2D": lambda shape, node: shape[3],  # [h, w, input channels / groups, output channels]
@@ -190,7 +192,8 @@ def trace(function: Callable, *specs) -> tuple[Cost, tf.TensorSpec]:
       ValueError: naming the operation, if a shape is unknown, a kernel is not a variable, or an
         operation multiplies in a way that is not counted.
     """
-    concrete = tf.function(function, autograph=False).get_concrete_function(*specs)
+    with conv.grouped_operator():
+        concrete = tf.function(function, autograph=False).get_concrete_function(*specs)
     graph_def = concrete.graph.as_graph_def(add_shapes=True)
     keys = {id(variable.handle): variable.ref() for variable in concrete.variables}
     captured = concrete.captured_inputs

@@ -9,11 +9,32 @@ Under a mixed precision policy of Keras, convolutions and activations are bfloat
 and all that BN learns stay float32.
 """
 
+import contextlib
+import contextvars
+from collections.abc import Callable, Iterator
+
 import tensorflow as tf
 import tf_keras
 
 from memvid_tf.layers import replicas
 from memvid_tf.layers.fake_quant import Scheme, quantize
+
+
+_grouped_operator = contextvars.ContextVar("grouped_operator", default=False)
+
+
+@contextlib.contextmanager
+def grouped_operator() -> Iterator[None]:
+    """What is traced in the block computes a grouped convolution as one operator.
+
+    LiteRT runs it so. TensorFlow's own CPU kernels have neither its gradient nor its fused form,
+    and so nothing that TensorFlow is to run may hold it.
+    """
+    token = _grouped_operator.set(True)
+    try:
+        yield
+    finally:
+        _grouped_operator.reset(token)
 
 
 class BatchNorm(tf.Module):
@@ -23,7 +44,7 @@ class BatchNorm(tf.Module):
       momentum: share of the old value in the moving statistics, in [0, 1).
       epsilon: added to variances.
       frozen: scalar bool variable. While it is true, training uses the moving statistics and
-        leaves them alone; it is set late in quantization-aware training.
+        leaves them alone; see `freeze_from`.
     """
 
     def __init__(self, momentum: float = 0.99, epsilon: float = 1e-3):
@@ -32,6 +53,24 @@ class BatchNorm(tf.Module):
             raise ValueError(f"batch norm momentum {momentum} is not in [0, 1)")
         self.momentum, self.epsilon = momentum, epsilon
         self.frozen = tf.Variable(False, trainable=False, name="frozen")
+        self._known: bool | None = None
+
+    def freeze_from(self, first: int, step) -> None:
+        """Sets `frozen` for a training step that is run or traced next.
+
+        Args:
+          first: step from which it is true; -1 for never.
+          step: scalar int32 tensor, the number of steps before this one.
+        """
+        # What is the same at every step needs no branch in the graph of each layer.
+        self._known = None if first > 0 else first == 0
+        self.frozen.assign((first >= 0) & (step >= first))
+
+    def statistics(self, moving: Callable, batch: Callable):
+        """What the first function returns where training is frozen, otherwise the second."""
+        if self._known is None:
+            return tf.cond(self.frozen, moving, batch)
+        return moving() if self._known else batch()
 
 
 class Conv(tf_keras.layers.Layer):
@@ -96,9 +135,7 @@ class Conv(tf_keras.layers.Layer):
         size = (self.filters,)
 
         def add_float32(name, initializer):
-            return self.add_weight(
-                name, size, initializer=initializer, experimental_autocast=False
-            )
+            return self.add_weight(name, size, initializer=initializer, experimental_autocast=False)
 
         self.bias = add_float32("bias", self.bias_initializer)
         if self.norm is not None:
@@ -127,7 +164,10 @@ class Conv(tf_keras.layers.Layer):
         return tf_keras.initializers.VarianceScaling(self._gain(), "fan_in")
 
     def _convolve(self, x, kernel, padding):
-        return tf.nn.conv2d(x, kernel, self.strides, padding)
+        if self.groups == 1 or _grouped_operator.get():
+            return tf.nn.conv2d(x, kernel, self.strides, padding)
+        parts = zip(tf.split(x, self.groups, -1), tf.split(kernel, self.groups, -1))
+        return tf.concat([tf.nn.conv2d(*part, self.strides, padding) for part in parts], -1)
 
     def _quantized_shape(self, shape):
         """Shape in which the quantizer sees the kernel, with the output channels last."""
@@ -167,7 +207,7 @@ class Conv(tf_keras.layers.Layer):
             self._update_moving(mean, variance)
             return out
 
-        return tf.cond(self.norm.frozen, moving, batch) if training else moving()
+        return self.norm.statistics(moving, batch) if training else moving()
 
     def _folded(self, x, padding, training):
         """The quantized network: BN inside the kernel and the bias."""
@@ -189,7 +229,7 @@ class Conv(tf_keras.layers.Layer):
                 self._update_moving(mean, variance)
                 return mean, variance
 
-            mean, variance = tf.cond(self.norm.frozen, moving, batch) if training else moving()
+            mean, variance = self.norm.statistics(moving, batch) if training else moving()
             scale = self.scale * tf.math.rsqrt(variance + self.norm.epsilon)
             kernel = self._scale_kernel(kernel, scale)
             bias = bias - mean * scale

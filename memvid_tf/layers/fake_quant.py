@@ -4,11 +4,16 @@ The quantizers implement the interface of `tensorflow_model_optimization` (`Quan
 quantizer of that library, or a user's own, can take their place. A network built without a
 `Scheme` is the float network: no fake-quantization node exists in its graph.
 
+Gradients pass straight through to what lies within a range, by elementwise operations: TensorFlow's
+gradient of a range also sums up what lies outside of it, and on GPUs those sums refuse
+`runtime.deterministic`. Nobody needs them: ranges are fixed, observed, or the kernel's own.
+
 Differs from the paper: the range after a sigmoid is [0, 255/256], not [0, 1]. TFLite fixes the
 scale of an int8 LOGISTIC at 1/256, so [0, 1] would cost one QUANTIZE operator for each gate.
 """
 
 import dataclasses
+import math
 from collections.abc import Callable
 
 import tensorflow as tf
@@ -21,6 +26,19 @@ DIFFERENCE_RANGE = (-3.0, 3 * 127 / 128)  # of two states, whose own scale it ha
 FLOW_RANGE = (-2.0, 2 * 127 / 128)  # in cells (layers.flow), of which whole ones are on the grid
 SHARE_RANGE = (0.0, 1.0)
 IMAGE_RANGE = (-1.0, 127 / 128)  # uint8 / 128 - 1: the int8 image is then uint8 ^ 0x80
+
+
+@tf.custom_gradient
+def _straight_through(x, low, high):
+    """x rounded to the grid of a range, given as scalars, of which no gradient is taken."""
+
+    def gradient(dy):
+        # The ends of the grid, which contains zero, are what becomes of infinities.
+        ends = tf.quantization.fake_quant_with_min_max_vars([-math.inf, math.inf], low, high)
+        inside = (x >= ends[0]) & (x <= ends[1])
+        return tf.where(inside, dy, 0.0), None, None
+
+    return tf.quantization.fake_quant_with_min_max_vars(x, low, high), gradient
 
 
 class FixedRange(Quantizer):
@@ -76,7 +94,7 @@ class MovingAverageRange(Quantizer):
             decay = tf.where(tf.equal(high, 0.0), 0.0, self.decay)
             low.assign(decay * low + (1.0 - decay) * batch_low)
             high.assign(decay * high + (1.0 - decay) * batch_high)
-        return tf.quantization.fake_quant_with_min_max_vars(inputs, low, high)
+        return _straight_through(inputs, tf.convert_to_tensor(low), tf.convert_to_tensor(high))
 
     def get_config(self):
         return {"decay": self.decay}
@@ -96,9 +114,14 @@ class PerChannelSymmetric(Quantizer):
         axes = list(range(inputs.shape.rank - 1))
         # A channel that is all zero still needs a range with a width.
         limit = tf.maximum(tf.reduce_max(tf.abs(inputs), axes), 1e-6)
-        return tf.quantization.fake_quant_with_min_max_vars_per_channel(
-            inputs, -limit, limit, narrow_range=True
-        )
+
+        def rounded(kernel):
+            return tf.quantization.fake_quant_with_min_max_vars_per_channel(
+                kernel, -limit, limit, narrow_range=True
+            )
+
+        # Nothing lies outside of the kernel's own range.
+        return tf.grad_pass_through(rounded)(inputs)
 
     def get_config(self):
         return {}

@@ -251,7 +251,8 @@ class InterleavedDetector(tf_keras.Model):
         if f0_steps is None:
             f0_steps, f1_steps = tf.constant([0]), tf.range(1, frames.shape[1])
         batch = tf.shape(frames)[0]
-        by_time = tf.transpose(frames, [1, 0, 2, 3, 4])
+        # As numbers that GPUs have a kernel for gathering of, which bytes are not.
+        by_time = tf.cast(tf.transpose(frames, [1, 0, 2, 3, 4]), tf.float32)
 
         def extract(steps, extractor):
             chosen = tf.reshape(tf.gather(by_time, steps), [-1, *frames.shape[2:]])

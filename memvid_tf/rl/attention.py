@@ -99,8 +99,8 @@ class AttentionEnvironment:
         self._model, self._quality, self._config = model, quality, config
         self.discount = discount
         self._inside = covered(model.windows)
-        self._maps = tf.function(self._maps_graph)
-        self._look = tf.function(self._look_graph)
+        self._maps = tf.function(self._maps_graph, autograph=False)
+        self._look = tf.function(self._look_graph, autograph=False)
 
     def load(self, clips: dict[str, np.ndarray]) -> None:
         """Takes other clips and computes what does not depend on actions: the maps of all frames.
@@ -122,9 +122,7 @@ class AttentionEnvironment:
         self._history = np.zeros([self._clips, actions], np.float32)
         self._t = 0
         quality, presence = self._look(self._tables, self._seen[:, None], self._truth_at(0))
-        first = [
-            WindowObservation(p, h) for p, h in zip(presence[:, 0].numpy(), self._history)
-        ]
+        first = [WindowObservation(p, h) for p, h in zip(presence[:, 0].numpy(), self._history)]
         nothing = np.zeros([self._clips, actions], np.float32)
         return WindowStep(
             np.full(self._clips, -1, np.int32),
@@ -206,7 +204,13 @@ class AttentionEnvironment:
         """f [B, K] and the presence [B, K, M, M, 1] of K choices."""
         clips, choices = seen.shape[:2]
         maps = {name: self._together(name, table, seen) for name, table in tables.items()}
-        truth = {name: tf.repeat(value, choices, axis=0) for name, value in truth.items()}
+
+        def repeated(value):
+            # GPUs have no kernel that repeats bytes, of which masks are.
+            value = tf.cast(value, tf.float32) if value.dtype == tf.uint8 else value
+            return tf.repeat(value, choices, axis=0)
+
+        truth = {name: repeated(value) for name, value in truth.items()}
         network = self._model.network
         predictions = network.tail(maps)
         presence = network.presence(predictions, self._model.windows.slices)

@@ -168,15 +168,13 @@ class Learner:
       mean_reward: scalar variable, what rewards count from.
     """
 
-    def __init__(
-        self, online, target, config: DdqnConfig, read: Callable = interleaving_values
-    ):
+    def __init__(self, online, target, config: DdqnConfig, read: Callable = interleaving_values):
         check(config)
         self.online, self.target, self.config = online, target, config
         self._read = read
         self.mean_reward = tf.Variable(0.0, trainable=False, name="mean_reward")
-        self._values = tf.function(self._values_graph)
-        self._update = tf.function(self._update_graph)
+        self._values = tf.function(self._values_graph, autograph=False)
+        self._update = tf.function(self._update_graph, autograph=False)
 
     def _values_graph(self, s):
         return self._read(self.online, s, False)

@@ -138,8 +138,8 @@ class InterleavingEnvironment:
         self._detector, self._config, self._losses = detector, policy, losses
         self._network = CheckpointNetwork(detector)
         self._speed_reward, self.discount = speed_reward, discount
-        self._advance = tf.function(self._advance_graph)
-        self._match = tf.function(self._match_graph)
+        self._advance = tf.function(self._advance_graph, autograph=False)
+        self._match = tf.function(self._match_graph, autograph=False)
 
     def watch(self, clips: dict[str, np.ndarray]) -> Footage:
         """Extracts the features of clips and matches their objects.

@@ -1,7 +1,12 @@
 """What the manifest of an interleaved detector (Looking Fast and Slow) has to say beyond the
 generic schema. Every function raises BundleError for the first contradiction that it finds."""
 
-from memvid_tf.runtime.manifest_checks import check_edge, check_heads, fail
+from memvid_tf.runtime.manifest_checks import (
+    check_divisor,
+    check_edge,
+    check_heads,
+    fail,
+)
 from memvid_tf.runtime.manifest_parts import F1_FROM_F0, OBSERVES
 
 
@@ -27,8 +32,8 @@ def check(manifest) -> None:
         fail("image", sorted(sizes), "the sizes of exactly ['f0', 'f1']")
     if manifest.image.f1_from_f0 != F1_FROM_F0:
         fail("image.f1_from_f0", manifest.image.f1_from_f0, repr(F1_FROM_F0))
-    factors = {big / small for big, small in zip(sizes["f0"], sizes["f1"])}
-    if len(factors) != 1 or not factors.copy().pop().is_integer():
+    factors = {divmod(big, small) for big, small in zip(sizes["f0"], sizes["f1"])}
+    if len(factors) != 1 or any(rest for _, rest in factors):
         fail("image.f1", sizes["f1"], f"image.f0 = {sizes['f0']} divided by one whole number")
     for name in ("f0", "f1", "update"):
         _check_extractor_call(manifest, name)
@@ -69,6 +74,7 @@ def _check_policy(manifest) -> None:
         fail("policy.actions", policy.actions, "f0 and f1, in the order of q_values")
     if policy.history < 1:
         fail("policy.history", policy.history, "1 or more")
+    check_divisor("policy.eta_one", policy.eta_one)
     if policy.observes not in OBSERVES:
         fail("policy.observes", policy.observes, f"one of {list(OBSERVES)}")
     if len(calls) != 1:

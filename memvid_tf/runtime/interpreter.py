@@ -5,16 +5,17 @@ every call; here a call is set, invoke, get. Models without signatures, such as 
 detectors, are called by the names of their input and output tensors.
 """
 
+import contextlib
 import dataclasses
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
-from ai_edge_litert.interpreter import Interpreter
 
 from memvid_tf.errors import UserError
+from memvid_tf.runtime import litert
 
 
 class GraphError(UserError):
@@ -58,6 +59,18 @@ class TensorInfo:
             raise ValueError(f"tensor {self.name!r} of type {self.dtype} is not quantized")
 
 
+@contextlib.contextmanager
+def _refusals(path: Path) -> Iterator[None]:
+    """Says which model it is that LiteRT refuses."""
+    try:
+        yield
+    except (ValueError, RuntimeError) as error:
+        raise GraphError(
+            f"model {path} ({path.stat().st_size} bytes) cannot be loaded: {error}; it may be "
+            "cut short or need an operator that this runtime lacks"
+        ) from error
+
+
 class Graph:
     """One signature of one model, with an interpreter of its own.
 
@@ -85,21 +98,14 @@ class Graph:
 
         Raises:
           GraphError: no such file or signature, or the file is not a whole model.
+          UserError: LiteRT is of a version that was not tried.
         """
         path = Path(path)
         if not path.is_file():
             raise GraphError(f"model {path}: no such file")
-        try:
-            self._interpreter = Interpreter(os.fspath(path), num_threads=num_threads)
-            self._interpreter.allocate_tensors()
-        except (ValueError, RuntimeError) as error:
-            raise GraphError(
-                f"model {path} ({path.stat().st_size} bytes) cannot be loaded: {error}; it may be "
-                "cut short or need an operator that this runtime lacks"
-            ) from error
-        # The wrapper below the public class is what the public signature runner uses: it alone
-        # reaches the second and later signatures of a file.
-        self._wrapper = self._interpreter._interpreter
+        with _refusals(path):
+            self._interpreter = litert.interpreter(path, num_threads)
+        self._wrapper = litert.wrapper(self._interpreter)
         signatures = self._wrapper.GetSignatureDefs() or {}
         if signature is None and len(signatures) == 1:
             signature = next(iter(signatures))
@@ -120,7 +126,8 @@ class Graph:
             self._subgraph = self._wrapper.GetSubgraphIndexFromSignature(signature)
             inputs = signatures[signature]["inputs"]
             outputs = signatures[signature]["outputs"]
-            self._wrapper.AllocateTensors(self._subgraph)
+            with _refusals(path):
+                self._wrapper.AllocateTensors(self._subgraph)
         self.inputs = {name: self._describe(name, index) for name, index in inputs.items()}
         self.outputs = {name: self._describe(name, index) for name, index in outputs.items()}
 
@@ -173,6 +180,7 @@ class Graph:
         if sorted(inputs) != sorted(self.inputs):
             raise GraphError(f"{self.name}: inputs {list(inputs)}, wanted {sorted(self.inputs)}")
         return BoundCall(
+            self.name,
             self._wrapper,
             self._subgraph,
             [self.inputs[name].index for name in inputs],
@@ -212,10 +220,12 @@ class BoundCall:
       last_ms: wall time of the latest invoke, without the copies in and out.
     """
 
-    __slots__ = ("last_ms", "_inputs", "_outputs", "_set", "_invoke", "_get", "_subgraph")
+    __slots__ = ("last_ms", "_name", "_inputs", "_outputs", "_set", "_invoke", "_get", "_subgraph")
 
-    def __init__(self, wrapper, subgraph: int, inputs: list[int], outputs: list[int]):
-        self.last_ms = 0.0
+    def __init__(
+        self, name: str, wrapper, subgraph: int, inputs: list[int], outputs: list[int]
+    ):
+        self.last_ms, self._name = 0.0, name
         self._inputs, self._outputs, self._subgraph = inputs, outputs, subgraph
         self._set, self._invoke, self._get = wrapper.SetTensor, wrapper.Invoke, wrapper.GetTensor
 
@@ -223,12 +233,16 @@ class BoundCall:
         """Runs the graph once: arrays in the bound order, new arrays in the bound order.
 
         Raises:
+          GraphError: an operator of the graph refuses what it is given.
           ValueError: a number of arrays, a shape or a dtype that is not the graph's.
         """
         subgraph = self._subgraph
         for index, array in zip(self._inputs, arrays, strict=True):
             self._set(index, array, subgraph)
         start = time.perf_counter()
-        self._invoke(subgraph)
+        try:
+            self._invoke(subgraph)
+        except RuntimeError as error:
+            raise GraphError(f"{self._name} cannot be run: {error}; export it again") from error
         self.last_ms = (time.perf_counter() - start) * 1e3
         return [self._get(index, subgraph) for index in self._outputs]

@@ -3,6 +3,7 @@
 Every function raises BundleError for the first contradiction that it finds.
 """
 
+import dataclasses
 import re
 from typing import Any
 
@@ -10,9 +11,21 @@ from memvid_tf.runtime.manifest_parts import (
     DTYPES,
     MASK_RESIZE,
     BundleError,
+    ImageSpec,
     PostSpec,
     TensorSpec,
 )
+
+
+# No bundle comes near them: what lies beyond would cost memory or time before it is refused, or
+# has no float32.
+MAX_SIDE_PX = 8192
+MAX_FILE_BYTES = 2**31 - 1  # a flatbuffer's offsets reach no further
+MAX_ALL_BYTES = 2**32
+MAX_LABELS_BYTES = 2**20
+MAX_TENSOR_BYTES = 2**30
+MAX_REAL = 1e6
+MIN_REAL = 1e-12  # of what is divided by
 
 
 def fail(where: str, value: Any, wanted: Any) -> None:
@@ -20,11 +33,29 @@ def fail(where: str, value: Any, wanted: Any) -> None:
     raise BundleError(f"manifest.json: {where} is {value!r}, wanted {wanted}")
 
 
+def check_divisor(where: str, value: float) -> None:
+    """Refuses what nothing can be divided by."""
+    if not MIN_REAL <= value <= MAX_REAL:
+        fail(where, value, f"a number from {MIN_REAL:g} to {MAX_REAL:g}")
+
+
+def check_real(where: str, value: float) -> None:
+    """Refuses a number of a magnitude that means nothing."""
+    if not abs(value) <= MAX_REAL:
+        fail(where, value, f"a number from {-MAX_REAL:g} to {MAX_REAL:g}")
+
+
+def _check_shape(where: str, shape: tuple[int, ...], dtype: str) -> None:
+    if not all(1 <= size < 2**31 for size in shape):
+        fail(where, shape, "positive sizes")
+    if len(shape) > 8 or TensorSpec(shape, dtype).bytes > MAX_TENSOR_BYTES:
+        fail(where, shape, f"at most 8 sizes and {MAX_TENSOR_BYTES} bytes")
+
+
 def _check_tensor(name: str, tensor: TensorSpec) -> None:
     if tensor.dtype not in DTYPES:
         fail(f"tensor {name}: dtype", tensor.dtype, f"one of {list(DTYPES)}")
-    if not all(1 <= size < 2**31 for size in tensor.shape):
-        fail(f"tensor {name}: shape", tensor.shape, "positive sizes")
+    _check_shape(f"tensor {name}: shape", tensor.shape, tensor.dtype)
     if tensor.dtype == "float32":
         if tensor.scale is not None or tensor.zero_point is not None:
             fail(
@@ -33,8 +64,9 @@ def _check_tensor(name: str, tensor: TensorSpec) -> None:
                 "null for float32",
             )
         return
-    if tensor.scale is None or tensor.scale <= 0:
-        fail(f"tensor {name}: scale", tensor.scale, "a number above 0 for int8")
+    if tensor.scale is None:
+        fail(f"tensor {name}: scale", None, "a number above 0 for int8")
+    check_divisor(f"tensor {name}: scale", tensor.scale)
     if tensor.zero_point is None or not -128 <= tensor.zero_point <= 127:
         fail(f"tensor {name}: zero_point", tensor.zero_point, "an integer in [-128, 127]")
 
@@ -64,28 +96,48 @@ def check(manifest) -> None:
     if manifest.precision not in DTYPES:
         fail("precision", manifest.precision, f"one of {list(DTYPES)}")
     for name, entry in manifest.files.items():
-        if entry.bytes < 0:
-            fail(f"files.{name}.bytes", entry.bytes, "0 or more")
+        if not 0 <= entry.bytes <= MAX_FILE_BYTES:
+            fail(f"files.{name}.bytes", entry.bytes, f"0 to {MAX_FILE_BYTES}")
         if not re.fullmatch(r"[0-9a-f]{64}", entry.sha256):
             fail(f"files.{name}.sha256", entry.sha256, "64 lower-case hexadecimal digits")
     if manifest.labels not in manifest.files:
         fail("labels", manifest.labels, "a file listed in files")
+    if (size := manifest.files[manifest.labels].bytes) > MAX_LABELS_BYTES:
+        fail(f"files.{manifest.labels}.bytes", size, f"at most {MAX_LABELS_BYTES} of labels")
+    if (size := sum(entry.bytes for entry in manifest.files.values())) > MAX_ALL_BYTES:
+        fail("files: bytes of all", size, f"at most {MAX_ALL_BYTES}")
     _check_graphs(manifest)
     _check_state(manifest)
     _check_edges(manifest)
     _check_golden(manifest)
     if manifest.post is not None:
         _check_post(manifest.post)
-    if manifest.image.color != "RGB":
-        fail("image.color", manifest.image.color, "'RGB'")
-    if manifest.image.std <= 0:
-        fail("image.std", manifest.image.std, "a number above 0")
+    _check_image(manifest.image)
+    if manifest.mask is not None:
+        check_real("mask.threshold", manifest.mask.threshold)
+
+
+def _check_image(image: ImageSpec) -> None:
+    if image.color != "RGB":
+        fail("image.color", image.color, "'RGB'")
+    check_real("image.mean", image.mean)
+    check_divisor("image.std", image.std)
+    for name, size in image.sizes.items():
+        if not all(1 <= side <= MAX_SIDE_PX for side in size):
+            fail(f"image.{name}", size, f"sides from 1 to {MAX_SIDE_PX} pixels")
+
+
+def _check_suffix(where: str, file: str, suffix: str) -> None:
+    """What a bundle brings is copied beside programs, and must not be taken for one."""
+    if not file.endswith(suffix):
+        fail(where, file, f"a file that ends in {suffix}")
 
 
 def _check_graphs(manifest) -> None:
     for graph, spec in manifest.graphs.items():
         if spec.file not in manifest.files:
             fail(f"graphs.{graph}.file", spec.file, "a file listed in files")
+        _check_suffix(f"graphs.{graph}.file", spec.file, ".tflite")
         if not spec.signatures:
             fail(f"graphs.{graph}.signatures", {}, "at least one signature")
         for signature, tensors in spec.signatures.items():
@@ -110,6 +162,8 @@ def _check_state(manifest) -> None:
         where = f"state.{state.name}"
         if state.dtype not in DTYPES:
             fail(f"{where}.dtype", state.dtype, f"one of {list(DTYPES)}")
+        _check_shape(f"{where}.shape", state.shape, state.dtype)
+        check_real(f"{where}.initial", state.initial)
         if state.dtype == "int8" and not (
             isinstance(state.initial, int) and -128 <= state.initial <= 127
         ):
@@ -147,6 +201,10 @@ def _check_edges(manifest) -> None:
 
 
 def _check_golden(manifest) -> None:
+    recorded = {f"{golden.graph}/{golden.signature}" for golden in manifest.golden}
+    called = {step for steps in manifest.calls.values() for step in steps}
+    if missing := sorted(called - recorded):
+        fail("golden", sorted(recorded), f"also {missing}: each call is recorded once at least")
     for golden in manifest.golden:
         call = f"{golden.graph}/{golden.signature}"
         tensors = manifest.signature(call)
@@ -157,6 +215,7 @@ def _check_golden(manifest) -> None:
             for name, file in files.items():
                 if file not in manifest.files:
                     fail(f"golden {call} {name}", file, "a file listed in files")
+                _check_suffix(f"golden {call} {name}", file, ".bin")
                 if manifest.files[file].bytes != specs[name].bytes:
                     fail(
                         f"files.{file}.bytes",
@@ -183,8 +242,22 @@ def check_predictions(manifest, call: str) -> None:
             fail("mask.resize", manifest.mask.resize, repr(MASK_RESIZE))
 
 
+def _check_boxes(manifest) -> None:
+    """The anchors, and the coder of what is predicted for them."""
+    for field in dataclasses.fields(manifest.box_coder):
+        check_divisor(f"box_coder.{field.name}", getattr(manifest.box_coder, field.name))
+    for number, (y, x, height, width) in enumerate(manifest.anchors):
+        check_real(f"anchors[{number}]", y)
+        check_real(f"anchors[{number}]", x)
+        check_divisor(f"anchors[{number}]: height", height)
+        check_divisor(f"anchors[{number}]: width", width)
+
+
 def check_heads(manifest, step: str) -> None:
     """The predictions of one signature, and the post-processing that takes them."""
+    if len(manifest.calls["post"]) != 1:
+        fail("calls.post", manifest.calls["post"], "one signature")
+    _check_boxes(manifest)
     post = manifest.calls["post"][0]
     boxes = manifest.tensor(f"{step}/box_encodings", "outputs").shape
     logits = manifest.tensor(f"{step}/class_logits", "outputs").shape

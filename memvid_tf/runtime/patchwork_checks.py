@@ -3,7 +3,12 @@ means. Every function raises BundleError for the first contradiction that it fin
 
 import dataclasses
 
-from memvid_tf.runtime.manifest_checks import check_edge, check_predictions, fail
+from memvid_tf.runtime.manifest_checks import (
+    check_divisor,
+    check_edge,
+    check_predictions,
+    fail,
+)
 from memvid_tf.runtime.window_spec import describe
 
 
@@ -68,8 +73,7 @@ def _check_attention(manifest, tail: str, actions: int) -> None:
         fail("attention.prediction", spec.prediction, f"an output of {tail}, {outputs}")
     if not 0 <= spec.decay < 1:
         fail("attention.decay", spec.decay, "a number in [0, 1)")
-    if spec.one <= 0:
-        fail("attention.one", spec.one, "a number above 0")
+    check_divisor("attention.one", spec.one)
     read = manifest.tensor(f"{calls[0]}/prediction", "inputs")
     stored = manifest.tensor(f"{tail}/{spec.prediction}", "outputs")
     check_edge(f"calls.attention: {tail}/{spec.prediction} -> {calls[0]}/prediction", stored, read)

@@ -18,13 +18,12 @@ from fractions import Fraction
 from pathlib import Path
 
 import av
-import cv2
 import numpy as np
 
 from memvid_tf import files
+from memvid_tf.runtime import pictures
 from memvid_tf.runtime.decoding import Decoder, Frame, VideoError
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp")
 # For sources that do not say: a folder of frames, some cameras.
 DEFAULT_FPS = 30.0
 _STDIN = "-"
@@ -267,10 +266,12 @@ class VideoWriter:
 
 
 def _open_folder(path: Path, fps: float) -> FrameSource:
-    images = [file for file in path.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES]
+    images = [file for file in path.iterdir() if pictures.is_picture(file)]
     images.sort(key=_natural)
     if not images:
-        raise VideoError(f"folder {path} holds no frames: no file ends in one of {IMAGE_SUFFIXES}")
+        raise VideoError(
+            f"folder {path} holds no frames: no file ends in one of {pictures.SUFFIXES}"
+        )
     frames = _folder_frames(images, fps)
     return FrameSource(str(path), fps, len(images), frames, lambda: None)
 
@@ -284,15 +285,14 @@ def _natural(path: Path) -> list[tuple[int, int | str]]:
 def _folder_frames(images: list[Path], fps: float) -> Iterator[Frame]:
     first = None
     for index, file in enumerate(images):
-        # Decoded from memory: imread cannot tell a missing file from a damaged one.
-        raw = np.frombuffer(file.read_bytes(), np.uint8)
-        image = cv2.imdecode(raw, cv2.IMREAD_COLOR) if raw.size else None
-        if image is None:
-            raise VideoError(f"frame {file} is not a readable image ({raw.size} bytes)")
+        try:
+            image = pictures.read(file)
+        except pictures.PictureError as error:
+            raise VideoError(f"frame {error}") from error
         first = image.shape if first is None else first
         if image.shape != first:
             raise VideoError(
                 f"frame {file} is {image.shape[1]}x{image.shape[0]}, wanted "
                 f"{first[1]}x{first[0]} as {images[0].name}; frames of a folder share one size"
             )
-        yield Frame(cv2.cvtColor(image, cv2.COLOR_BGR2RGB), index / fps)
+        yield Frame(image, index / fps)

@@ -1,10 +1,14 @@
 """The manifest's description of attention windows: all that a client of Patchwork has to copy."""
 
 import dataclasses
+import math
 
 from memvid_tf.windows import Cell, StripLayout, Windows
 
 Pair = tuple[int, int]
+MAX_CELL_SIZE = 8192
+# Of the tables that a runtime makes; frames of 384 px in four by four tiles have a tenth.
+MAX_TABLE_ENTRIES = 2**26
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,6 +77,7 @@ class WindowSpec:
         Raises:
           ValueError: windows or cells that cannot be.
         """
+        self._check_sizes()
         cells = [
             Cell(f"cell {number}", (c.height, c.width), c.channels, c.rows, c.columns)
             for number, c in enumerate(self.cells)
@@ -81,6 +86,28 @@ class WindowSpec:
         for cell in cells:
             windows.check(cell.name, cell.size)
         return StripLayout(cells, windows)
+
+
+    def _check_sizes(self) -> None:
+        """Refuses tables that would fill the memory, before they are made."""
+        numbers = 0
+        for number, cell in enumerate(self.cells):
+            sides = (cell.height, cell.width, cell.channels)
+            if not all(1 <= size <= MAX_CELL_SIZE for size in sides):
+                raise ValueError(f"cell {number} has sizes {sides}, wanted 1 to {MAX_CELL_SIZE}")
+            halo = (*cell.rows, *cell.columns)
+            if not all(0 <= lines <= MAX_CELL_SIZE for lines in halo):
+                raise ValueError(f"cell {number} has a halo of {halo}, wanted 0 to {MAX_CELL_SIZE}")
+            padded = (cell.height + sum(cell.rows)) * (cell.width + sum(cell.columns))
+            numbers += padded * cell.channels
+        if not self.cells:
+            raise ValueError("there are no cells, wanted one at least")
+        chunks = numbers // math.gcd(*(cell.channels for cell in self.cells))
+        entries = chunks * Windows(self.slices, self.adjacent).count
+        if entries > MAX_TABLE_ENTRIES:
+            raise ValueError(
+                f"tables have up to {entries} entries, wanted at most {MAX_TABLE_ENTRIES}"
+            )
 
 
 def describe(layout: StripLayout, image_halo: list[Pair], maps: tuple[str, ...]) -> WindowSpec:

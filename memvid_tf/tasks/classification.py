@@ -111,6 +111,7 @@ class ClassificationTask(InterleavedTask):
         right = tf.cast(tf.argmax(logits[:, -1], -1, tf.int32) == truth, tf.float32)
         return loss, {"training_accuracy": tf.reduce_sum(right) / shown}
 
+    @tf.autograph.experimental.do_not_convert
     def validation_step(self, inputs, model, metrics=None):
         """Runs f0, then f1 on the memory that it left."""
         truth = classes_of(inputs["boxes"], inputs["classes"])
@@ -130,7 +131,8 @@ class ClassificationTask(InterleavedTask):
 
 def _repeated(inputs):
     """[B, REPEATS, H, W, 3]: the first frame of each clip, repeated."""
-    return tf.repeat(inputs["frames"][:, :1], REPEATS, 1)
+    # GPUs have no kernel that repeats bytes.
+    return tf.repeat(tf.cast(inputs["frames"][:, :1], tf.float32), REPEATS, 1)
 
 
 @exp_factory.register_config_factory(EXPERIMENT)

@@ -17,7 +17,7 @@ from memvid_tf import files
 from memvid_tf.data import clips, records
 from memvid_tf.errors import UserError
 from memvid_tf.layers import replicas
-from memvid_tf.tasks import checkpoints, objectives
+from memvid_tf.tasks import checkpoints, devices, objectives
 from memvid_tf.tasks.validation import per_replica
 
 
@@ -79,7 +79,8 @@ def with_labels(task: ClipTaskConfig) -> ClipTaskConfig:
     """The task with the class names of its training data, unless it names its own.
 
     Raises:
-      UserError: if their number is not `model.num_classes`, or if the data has more classes.
+      UserError: if their number is not `model.num_classes`, or if the data has more classes or
+        others.
     """
     found = tuple(records.read_info(task.train_data.input_path).labels)
     labels = tuple(task.labels) or found
@@ -88,7 +89,16 @@ def with_labels(task: ClipTaskConfig) -> ClipTaskConfig:
             f"task.model.num_classes is {task.model.num_classes} with {len(labels)} labels, but "
             f"{task.train_data.input_path!r} has {len(found)} classes: {', '.join(found)}"
         )
-    return task.replace(labels=labels)
+    task = task.replace(labels=labels)
+    check_labels(task)
+    return task
+
+
+def check_labels(task) -> None:
+    """Raises UserError where class ids mean something else in the data than in `labels`."""
+    for data in (task.train_data, task.validation_data):
+        if data.input_path:
+            records.read_info(data.input_path).check_labels(task.labels)
 
 
 def experiment(
@@ -112,7 +122,7 @@ def experiment(
     """
     return config_definitions.ExperimentConfig(
         task=task,
-        runtime=config_definitions.RuntimeConfig(distribution_strategy="one_device"),
+        runtime=devices.RuntimeConfig(),
         trainer=config_definitions.TrainerConfig(
             train_steps=steps,
             steps_per_loop=100,
@@ -216,14 +226,15 @@ class ClipTask(base_task.Task):
         """Predictions of whole clips in validation, [B, T, ...] float32 by name."""
         raise NotImplementedError
 
+    # Rewriting Python's control flow takes longer than tracing, and nothing here needs it.
+    @tf.autograph.experimental.do_not_convert
     def train_step(self, inputs, model, optimizer, metrics=None):
         config = self.task_config
         network = self.network(model)
         self.objective = objectives.make(config, network)
         step = tf.cast(optimizer.iterations, tf.int32)
         # Set on every step: a phase may start from the checkpoint of one that froze.
-        frozen = (config.freeze_norm_step >= 0) & (step >= config.freeze_norm_step)
-        network.norm.frozen.assign(frozen)
+        network.norm.freeze_from(config.freeze_norm_step, step)
         with tf.GradientTape() as tape:
             loss, values = self.forward(inputs, model, step)
             scaled_loss = loss / tf.distribute.get_strategy().num_replicas_in_sync
@@ -255,6 +266,7 @@ class ClipTask(base_task.Task):
         finite = tf.math.is_finite(loss) & tf.math.is_finite(norm)
         return tf.cond(finite, tf.no_op, lambda: tf.group(keep_batch()))
 
+    @tf.autograph.experimental.do_not_convert
     def validation_step(self, inputs, model, metrics=None):
         """Runs whole clips."""
         self.objective = objectives.make(self.task_config, self.network(model))

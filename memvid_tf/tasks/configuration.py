@@ -18,8 +18,7 @@ from official.modeling.hyperparams import params_dict
 
 from memvid_tf import files
 from memvid_tf.errors import UserError
-
-PARAMS_FILE = "params.yaml"
+from memvid_tf.tasks.ended import PARAMS_FILE
 
 
 def _type_name(kind) -> str:

@@ -8,8 +8,11 @@ workers meet: all restore what the chief wrote, and decide together which checkp
 """
 
 import contextlib
+import dataclasses
 import os
 import tempfile
+from collections.abc import Sequence
+from typing import Optional
 
 import tensorflow as tf
 import tf_keras
@@ -23,26 +26,52 @@ STRATEGIES = ("one_device", "mirrored", "multi_worker_mirrored")
 # By `runtime.mixed_precision_dtype`. bfloat16 has the exponents of float32, so its gradients need no
 # loss scale, which float16's would.
 POLICIES = {None: "float32", "float32": "float32", "bfloat16": "mixed_bfloat16"}
+NVIDIA_DRIVER = "/dev/nvidiactl"
 
 
-def strategy(runtime: config_definitions.RuntimeConfig) -> tf.distribute.Strategy:
-    """The strategy of a configuration; joins the other workers, for whom it waits.
+@dataclasses.dataclass
+class RuntimeConfig(config_definitions.RuntimeConfig):
+    """Where a training runs. Of the inherited fields the others than `worker_hosts`, `task_index`,
+    `all_reduce_alg` and `mixed_precision_dtype` say nothing.
 
-    Raises:
-      UserError: naming a value that is not allowed.
+    Attributes:
+      distribution_strategy: one of `STRATEGIES`.
+      num_gpus: GPUs of each machine, 0 for its CPU; by default one with one_device, else as many of
+        those there are as divide the batch.
+      deterministic: whether a training ends with the same bits whenever it runs on the same
+        machine, interrupted or not. Without, a GPU may be faster.
     """
-    hosts = runtime.worker_hosts.split(",") if runtime.worker_hosts else []
+
+    distribution_strategy: str = "one_device"
+    num_gpus: Optional[int] = None
+    deterministic: bool = True
+
+
+def _hosts(runtime: RuntimeConfig) -> list[str]:
+    return runtime.worker_hosts.split(",") if runtime.worker_hosts else []
+
+
+def _check(runtime: RuntimeConfig, visible: int) -> None:
+    """Raises UserError naming a value that is not allowed."""
+    hosts, wanted = _hosts(runtime), runtime.num_gpus or 0
+    seen = f"the {visible} that TensorFlow sees" if visible else "TensorFlow sees no GPU"
     checks = (
         (
             "distribution_strategy",
             runtime.distribution_strategy in STRATEGIES,
             f"one of {STRATEGIES}",
         ),
-        ("num_gpus", runtime.num_gpus >= 0, "0 or more"),
         (
             "num_gpus",
-            runtime.num_gpus <= 1 or runtime.distribution_strategy != "one_device",
+            wanted <= 1 or runtime.distribution_strategy != "one_device",
             "0 or 1 with one_device; several make a 'mirrored' training",
+        ),
+        ("num_gpus", 0 <= wanted <= visible, f"0 to {visible}, {seen}"),
+        (
+            "enable_xla",
+            not runtime.enable_xla,
+            "false; XLA compiles neither memories of as many steps as are drawn, nor the Python "
+            "that keeps a batch whose loss is not finite",
         ),
         (
             "mixed_precision_dtype",
@@ -63,11 +92,66 @@ def strategy(runtime: config_definitions.RuntimeConfig) -> tf.distribute.Strateg
     for name, right, allowed in checks:
         if not right:
             raise UserError(f"runtime.{name} {getattr(runtime, name)!r} is not allowed: {allowed}")
+
+
+def gpus(runtime: RuntimeConfig, batch: int) -> list[tf.config.PhysicalDevice]:
+    """The GPUs of this machine that a training uses.
+
+    Args:
+      runtime: of the configuration.
+      batch: its global batch size.
+
+    Raises:
+      UserError: naming a value that is not allowed.
+    """
+    found = tf.config.list_physical_devices("GPU")
+    _check(runtime, len(found))
+    if runtime.num_gpus is not None:
+        return found[: runtime.num_gpus]
+    if runtime.distribution_strategy == "one_device":
+        return found[:1]
+    machines = max(1, len(_hosts(runtime)))
+    counts = range(len(found), 1, -1)
+    return found[: next((n for n in counts if batch % (n * machines) == 0), 1)]
+
+
+def described(used: Sequence[tf.config.PhysicalDevice]) -> str:
+    """What a training runs on, of what there is, in one line."""
+    found = tf.config.list_physical_devices("GPU")
+    if not found:
+        hint = ""
+        if os.path.exists(NVIDIA_DRIVER):
+            hint = ", though there is an NVIDIA driver; pip install -e '.[cuda]' adds its libraries"
+        return f"training on the CPU: TensorFlow sees no GPU{hint}"
+    if not used:
+        return f"training on the CPU, as runtime.num_gpus says; GPUs there are: {len(found)}"
+    names = [
+        f"GPU:{number} {tf.config.experimental.get_device_details(gpu).get('device_name', '')}"
+        for number, gpu in enumerate(used)
+    ]
+    return f"training on {len(used)} of {len(found)} GPUs: " + ", ".join(map(str.strip, names))
+
+
+def strategy(
+    runtime: RuntimeConfig, used: Sequence[tf.config.PhysicalDevice]
+) -> tf.distribute.Strategy:
+    """The strategy of a configuration; joins the other workers, for whom it waits.
+
+    Args:
+      runtime: of the configuration.
+      used: what `gpus` returned.
+
+    Raises:
+      UserError: naming a value that is not allowed.
+    """
+    if runtime.distribution_strategy == "multi_worker_mirrored":
+        # It takes all that are visible.
+        tf.config.set_visible_devices(used, "GPU")
     distribute_utils.configure_cluster(runtime.worker_hosts, runtime.task_index)
     try:
         return distribute_utils.get_distribution_strategy(
             distribution_strategy=runtime.distribution_strategy,
-            num_gpus=runtime.num_gpus,
+            num_gpus=len(used),
             all_reduce_alg=runtime.all_reduce_alg,
         )
     except ValueError as error:
@@ -75,7 +159,7 @@ def strategy(runtime: config_definitions.RuntimeConfig) -> tf.distribute.Strateg
 
 
 @contextlib.contextmanager
-def precision(runtime: config_definitions.RuntimeConfig, task: config_definitions.TaskConfig):
+def precision(runtime: RuntimeConfig, task: config_definitions.TaskConfig):
     """Networks that are built in the block compute in `runtime.mixed_precision_dtype`. Weights,
     batch statistics, losses and the optimizer stay float32.
 
@@ -83,7 +167,10 @@ def precision(runtime: config_definitions.RuntimeConfig, task: config_definition
       UserError: if simulated quantization, or a policy that learns on a network as it is, would be
         rounded by it.
     """
-    wanted, usual = POLICIES[runtime.mixed_precision_dtype], tf_keras.mixed_precision.global_policy()
+    wanted, usual = (
+        POLICIES[runtime.mixed_precision_dtype],
+        tf_keras.mixed_precision.global_policy(),
+    )
     quantization = getattr(task.model, "quantization", "none")
     if wanted != "float32" and (quantization != "none" or hasattr(task, "base_model_dir")):
         raise UserError(
@@ -102,7 +189,7 @@ def is_chief(strategy: tf.distribute.Strategy) -> bool:
     return strategy.extended.should_checkpoint
 
 
-@tf.function
+@tf.function(autograph=False)
 def _mean(value):
     # What comes from outside has no device yet.
     value = tf.identity(value)

@@ -139,9 +139,7 @@ class PatchworkTask(ClipTask):
 
     def checkpoint_items(self, model: AttentiveNetwork) -> dict[str, object]:
         """What a checkpoint needs beside model and optimizer: the target network."""
-        self._target = build_attention(
-            model.patchwork, self.task_config.attention, name="target"
-        )
+        self._target = build_attention(model.patchwork, self.task_config.attention, name="target")
         return {"target": self._target}
 
     def initialize(self, model: AttentiveNetwork):
@@ -246,6 +244,7 @@ class PatchworkTask(ClipTask):
         loss = tf.reduce_mean(ddqn.huber(wanted - taken, config.huber_delta))
         return loss, tf.reduce_mean(q_online)
 
+    @tf.autograph.experimental.do_not_convert
     def train_step(self, inputs, model, optimizer, metrics=None):
         attention = model.attention.trainable_variables
         before = [tf.identity(variable) for variable in attention]

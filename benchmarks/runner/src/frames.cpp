@@ -4,6 +4,7 @@
 
 #include "frames.hpp"
 
+#include <algorithm>
 #include <cstring>
 
 using litert::Bytes;
@@ -52,18 +53,17 @@ void MeanOfRows(const unsigned char* first, size_t row_bytes, size_t width, size
 
 Frames::Frames(const Plan& plan) {
   const auto& words = plan.one("frames");  // COUNT HEIGHT WIDTH FILE
-  count_ = Whole(words.at(0), "frames");
-  height_ = Whole(words.at(1), "height");
-  width_ = Whole(words.at(2), "width");
+  count_ = Whole(words.at(0), "frames", 1, kMostRuns);
+  height_ = Whole(words.at(1), "height", 1, kMostPixels);
+  width_ = Whole(words.at(2), "width", 1, kMostPixels);
   pixels_ = ReadFile(words.at(3), count_ * height_ * width_ * kChannels);
-  if (pixels_.empty()) throw Error("plan: " + words.at(3) + " holds no frames");
 }
 
 Images::Images(const Plan& plan, const std::string& name, const Frames& frames)
     : frames_(frames) {
   for (const auto& line : plan.all("image")) {
     if (line.at(0) != name) continue;
-    factor_ = Whole(line.at(1), "factor");
+    factor_ = Whole(line.at(1), "factor", 1, std::min(frames.height(), frames.width()));
     table_ = ReadFile(line.at(2));
   }
   if (table_.empty()) throw Error("plan: no line 'image " + name + "'");

@@ -55,17 +55,14 @@ Json Compare(const Tensor& tensor, const Bytes& actual, const Bytes& expected) {
       largest = std::isfinite(distance) ? std::fmax(largest, distance) : HUGE_VAL;
     }
     largest /= magnitude;
-  } else if (tensor.type == litert::kInt8) {
-    elements = actual.size();
+  } else {
+    elements = actual.size() / tensor.element();
     for (size_t i = 0; i < elements; ++i) {
       const int distance = static_cast<int8_t>(actual[i]) - static_cast<int8_t>(expected[i]);
       different += distance != 0;
       by_one += std::abs(distance) == 1;
       largest = std::fmax(largest, std::abs(distance));
     }
-  } else {
-    throw Error("tensor " + tensor.name + ": element type " + std::to_string(tensor.type) +
-                " cannot be compared, wanted float32 or int8");
   }
   Json json;
   json.Text("tensor", tensor.name).Number("elements", elements).Number("different", different);
@@ -79,12 +76,12 @@ Json Compare(const Tensor& tensor, const Bytes& actual, const Bytes& expected) {
 }  // namespace
 
 Json MeasureGraph(const Plan& plan) {
-  const long runs = Whole(plan.one("runs").at(0), "runs");
-  const long warm_up = Whole(plan.one("warm_up").at(0), "warm_up");
+  const long runs = Whole(plan.one("runs").at(0), "runs", 1, kMostRuns);
+  const long warm_up = Whole(plan.one("warm_up").at(0), "warm_up", 0, kMostRuns);
   const bool profile = !plan.all("profile").empty();
   const double start = litert::NowUs();
   const Plan::Line& line = plan.one("graph");
-  const Model model(line.at(0), Whole(plan.one("threads").at(0), "threads"), profile);
+  const Model model(line.at(0), Threads(plan), profile);
   const Call call = Load(model, line, plan);
   Json json;
   json.Flag("fully_accelerated", model.fully_accelerated());
@@ -100,7 +97,7 @@ Json MeasureGraph(const Plan& plan) {
 }
 
 Json CheckGoldens(const Plan& plan) {
-  const long threads = Whole(plan.one("threads").at(0), "threads");
+  const long threads = Threads(plan);
   std::map<std::string, std::unique_ptr<Model>> models;
   std::vector<Json> rows;
   for (const Plan::Line& line : plan.all("golden")) {

@@ -31,8 +31,8 @@ struct Network {
   bool f0_updates, f1_updates;
 
   explicit Network(const Plan& plan) : state(plan.all("state")) {
-    f0_updates = Whole(plan.one("updates_state").at(0), "updates_state") != 0;
-    f1_updates = Whole(plan.one("updates_state").at(1), "updates_state") != 0;
+    f0_updates = Whole(plan.one("updates_state").at(0), "updates_state", 0, 1) != 0;
+    f1_updates = Whole(plan.one("updates_state").at(1), "updates_state", 0, 1) != 0;
   }
 
   // Memory for a state that a call can write.
@@ -71,17 +71,18 @@ class Schedule {
       : network_(network), due_(asynchronous) {
     const auto& words = plan.one("schedule");
     adaptive_ = words.at(1) == "adaptive";
-    tau_ = Whole(words.at(2), "tau");  // -1: f1 alone, or no bound for the policy
+    tau_ = Whole(words.at(2), "tau", -1, kMostRuns);  // -1: f1 alone, or no bound for the policy
     if (!adaptive_) return;
     policy_ = &calls["policy"];
     const auto& policy = plan.one("policy");  // OBSERVES F0_INDEX F1_INDEX ZERO_ONE_FILE
     wants_candidate_ = policy.at(0) == "candidate";
-    q_index_[0] = Whole(policy.at(1), "q index");
-    q_index_[1] = Whole(policy.at(2), "q index");
-    levels_ = ReadFile(policy.at(3));
-    const size_t element = levels_.size() / 2;
-    eta_.assign(policy_->input("eta").bytes / element, 0);
-    q_values_.resize(policy_->output("q_values").bytes);
+    const Tensor &eta = policy_->input("eta"), &q = policy_->output("q_values");
+    const long last = q.bytes / q.element() - 1;
+    q_index_[0] = Whole(policy.at(1), "q index", 0, last);
+    q_index_[1] = Whole(policy.at(2), "q index", 0, last);
+    levels_ = ReadFile(policy.at(3), 2 * eta.element());
+    eta_.assign(eta.bytes / eta.element(), 0);
+    q_values_.resize(q.bytes);
   }
 
   bool wants_candidate() const { return wants_candidate_; }
@@ -119,10 +120,10 @@ class Schedule {
  private:
   double Value(long index) const {
     if (policy_->output("q_values").type == litert::kInt8) {
-      return static_cast<int8_t>(q_values_.at(index));
+      return static_cast<int8_t>(q_values_[index]);
     }
     float value;
-    memcpy(&value, &q_values_.at(4 * index), 4);
+    memcpy(&value, &q_values_[4 * index], 4);
     return value;
   }
 
@@ -206,7 +207,7 @@ class Worker {
       lock.unlock();
       try {
         result_ = RunHere(frame);
-      } catch (const Error&) {
+      } catch (...) {  // whatever it is belongs to the calling thread
         failure_ = std::current_exception();
       }
       done_.store(true, std::memory_order_release);

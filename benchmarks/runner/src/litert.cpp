@@ -61,6 +61,10 @@ constexpr int kLockRead = 0, kLockWrite = 1;
   X(UnlockTensorBuffer, (Handle))                                                            \
   X(RunCompiledModel, (Handle, size_t, size_t, Handle*, size_t, Handle*))
 
+// Exported since the first version whose CreateModelFromFile takes an environment, which dlsym
+// cannot see.
+constexpr char kNewest[] = "LiteRtCreateModelFromFd";
+
 #define DECLARE(name, parameters) Status(*name) parameters = nullptr;
 LITERT_FUNCTIONS(DECLARE)
 #undef DECLARE
@@ -100,7 +104,7 @@ void Open(const std::string& library) {
   const auto find = [&](const char* name) {
     void* symbol = dlsym(handle, name);
     if (symbol == nullptr) {
-      throw Error(library + " has no " + name + "; wanted libLiteRt.so of ai-edge-litert 2.x");
+      throw Error(std::string("LiteRT has no ") + name);
     }
     return symbol;
   };
@@ -108,7 +112,15 @@ void Open(const std::string& library) {
   name = reinterpret_cast<Status(*) parameters>(find("LiteRt" #name));
   LITERT_FUNCTIONS(LOAD)
 #undef LOAD
+  find(kNewest);
   CHECK_LITERT(CreateEnvironment, library, 0, nullptr, &environment);
+}
+
+size_t Tensor::element() const {
+  if (type == kFloat32) return sizeof(float);
+  if (type == kInt8) return 1;
+  throw Error("tensor " + name + " has element type " + std::to_string(type) +
+              ", wanted float32 or int8");
 }
 
 void Tensor::Map(bool write, const std::function<void(unsigned char*)>& use) const {
@@ -138,6 +150,7 @@ void Tensor::CopyTo(const Tensor& other) const {
 }
 
 Model::Model(const std::string& file, int threads, bool profile) : file_(file) {
+  file.copy(newest_model, sizeof newest_model - 1);
   CHECK_LITERT(CreateModelFromFile, file, environment, file.c_str(), &model_);
   Handle options = nullptr;
   CHECK_LITERT(CreateOptions, file, &options);

@@ -24,6 +24,11 @@ using Bytes = std::vector<unsigned char>;
 // Opens libLiteRt.so and creates the environment; called once, before any Model.
 void Open(const std::string& library);
 
+// Whether the library does what is declared here, as the versions LITERT_RANGE do: it runs a graph
+// whose results are known, in a process of its own, since a function that takes other parameters
+// crashes. `scratch` is a file that is written for it and removed.
+void CheckAbi(const std::string& library, const std::string& scratch);
+
 // A tensor's memory. Copies share it; nothing is freed before the program ends.
 struct Tensor {
   std::string name;
@@ -31,6 +36,8 @@ struct Tensor {
   size_t bytes = 0;     // of the packed tensor
   void* buffer = nullptr;  // LiteRtTensorBuffer
 
+  // Bytes of one number. Only float32 and int8 are known.
+  size_t element() const;
   void Write(const void* data) const;
   void Read(void* data) const;
   Bytes Read() const;
@@ -39,6 +46,12 @@ struct Tensor {
   // Lets `use` work on the memory itself.
   void Map(bool write, const std::function<void(unsigned char*)>& use) const;
 };
+
+// Ends the program in one line if it dies of a signal, as LiteRT does of some damaged models.
+// Called behind CheckAbi, whose process may die.
+void NameDeaths();
+// The file of the newest model, for that line.
+extern char newest_model[512];
 
 constexpr int kFloat32 = 1;
 constexpr int kInt8 = 9;

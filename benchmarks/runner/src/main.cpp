@@ -1,11 +1,13 @@
 // memvid_runner PLAN OUTPUT LIBRARY: runs a plan and writes one JSON file, whole or not at all.
 //
-// Exit code 0 means that the file is there. Paths inside the plan are relative to the working
+// Exit code 0 means that the file is there, 2 and 3 that one line says why not, 4 that it died and
+// one line says of which signal. Paths inside the plan are relative to the working
 // directory.
 
 #include <sys/resource.h>
 
 #include <cstdio>
+#include <new>
 #include <stdexcept>
 
 #include "plan.hpp"
@@ -17,6 +19,8 @@ int main(int argc, char** argv) {
   }
   try {
     const Plan plan(argv[1]);
+    litert::CheckAbi(argv[3], std::string(argv[2]) + ".probe");
+    litert::NameDeaths();
     litert::Open(argv[3]);
     const std::string job = plan.one("job").at(0);
     Json json;
@@ -43,6 +47,12 @@ int main(int argc, char** argv) {
     return 3;
   } catch (const std::out_of_range&) {
     fprintf(stderr, "memvid_runner: %s: a line has too few words\n", argv[1]);
+    return 3;
+  } catch (const std::bad_alloc&) {
+    fprintf(stderr, "memvid_runner: %s: there is not enough memory\n", argv[1]);
+    return 3;
+  } catch (const std::exception& error) {
+    fprintf(stderr, "memvid_runner: %s: %s\n", argv[1], error.what());
     return 3;
   }
   return 0;

@@ -1,21 +1,82 @@
 #include "plan.hpp"
 
 #include <errno.h>
+#include <fcntl.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
-#include <fstream>
 #include <sstream>
 
 using litert::Bytes;
 using litert::Error;
 
+namespace {
+
+constexpr long kMostThreads = 128;
+constexpr size_t kMostBytes = 64 << 20;  // of a file whose size the plan does not give
+
+// An open file, which must be a regular one: nothing else has a size, and a pipe has no end.
+class Input {
+ public:
+  explicit Input(const std::string& path) : path_(path), file_(open(path.c_str(), kFlags)) {
+    struct stat found;
+    if (file_ < 0 || fstat(file_, &found) != 0) Fail(strerror(errno));
+    if (!S_ISREG(found.st_mode)) Fail("not a file");
+    bytes_ = found.st_size;
+  }
+  Input(const Input&) = delete;
+  Input& operator=(const Input&) = delete;
+  ~Input() { Close(); }
+
+  size_t bytes() const { return bytes_; }
+
+  Bytes Read() {
+    Bytes data(bytes_);
+    for (size_t done = 0; done < bytes_;) {
+      const ssize_t got = read(file_, data.data() + done, bytes_ - done);
+      if (got < 0 && errno == EINTR) continue;
+      if (got <= 0) Fail(got < 0 ? strerror(errno) : "was cut short while it was read");
+      done += got;
+    }
+    return data;
+  }
+
+  [[noreturn]] void Fail(const std::string& why) {
+    Close();
+    throw Error(path_ + ": " + why);
+  }
+
+ private:
+  static constexpr int kFlags = O_RDONLY | O_CLOEXEC | O_NONBLOCK;
+
+  void Close() {
+    if (file_ >= 0) close(file_);
+    file_ = -1;
+  }
+
+  const std::string path_;
+  int file_;
+  size_t bytes_ = 0;
+};
+
+template <typename Number>
+[[noreturn]] void Refuse(const std::string& word, const std::string& what, const char* kind,
+                         Number low, Number high) {
+  std::ostringstream text;
+  text << "plan: " << what << " is '" << word.substr(0, 40) << "', wanted a " << kind << " from "
+       << low << " to " << high;
+  throw Error(text.str());
+}
+
+}  // namespace
+
 Plan::Plan(const std::string& path) {
-  std::ifstream file(path);
-  if (!file) throw Error(path + ": " + strerror(errno));
+  const Bytes content = ReadFile(path);
+  std::istringstream file(std::string(content.begin(), content.end()));
   std::string text;
   bool first = true;
   while (std::getline(file, text)) {
@@ -48,31 +109,42 @@ const std::vector<Plan::Line>& Plan::all(const std::string& key) const {
   return found == lines_.end() ? none : found->second;
 }
 
-long Whole(const std::string& word, const std::string& what) {
+long Whole(const std::string& word, const std::string& what, long low, long high) {
   char* end = nullptr;
   errno = 0;
   const long value = strtol(word.c_str(), &end, 10);
-  if (errno != 0 || end == word.c_str() || *end != '\0') {
-    throw Error("plan: " + what + " is '" + word + "', wanted a whole number");
-  }
+  const bool read = errno == 0 && end != word.c_str() && *end == '\0';
+  if (!read || value < low || value > high) Refuse(word, what, "whole number", low, high);
   return value;
 }
 
+double Real(const std::string& word, const std::string& what, double low, double high) {
+  char* end = nullptr;
+  const double value = strtod(word.c_str(), &end);
+  const bool read = end != word.c_str() && *end == '\0';
+  if (!read || !(value >= low && value <= high)) Refuse(word, what, "number", low, high);
+  return value;
+}
+
+long Threads(const Plan& plan) {
+  return Whole(plan.one("threads").at(0), "threads", 1, kMostThreads);
+}
+
 Bytes ReadFile(const std::string& path) {
-  std::ifstream file(path, std::ios::binary);
-  if (!file) throw Error(path + ": " + strerror(errno));
-  Bytes data((std::istreambuf_iterator<char>(file)), std::istreambuf_iterator<char>());
-  if (file.bad()) throw Error(path + ": cannot be read");
-  return data;
+  Input file(path);
+  if (file.bytes() > kMostBytes) {
+    file.Fail(std::to_string(file.bytes()) + " bytes, wanted at most " +
+              std::to_string(kMostBytes));
+  }
+  return file.Read();
 }
 
 Bytes ReadFile(const std::string& path, size_t bytes) {
-  Bytes data = ReadFile(path);
-  if (data.size() != bytes) {
-    throw Error(path + ": " + std::to_string(data.size()) + " bytes, wanted " +
-                std::to_string(bytes));
+  Input file(path);
+  if (file.bytes() != bytes) {
+    file.Fail(std::to_string(file.bytes()) + " bytes, wanted " + std::to_string(bytes));
   }
-  return data;
+  return file.Read();
 }
 
 void WriteFile(const std::string& path, const void* data, size_t bytes) {
@@ -86,7 +158,10 @@ void WriteFile(const std::string& path, const void* data, size_t bytes) {
     unlink(temporary.c_str());
     throw Error(temporary + ": " + strerror(reason));
   }
-  if (rename(temporary.c_str(), path.c_str()) != 0) throw Error(path + ": " + strerror(errno));
+  if (rename(temporary.c_str(), path.c_str()) == 0) return;
+  const int refused = errno;
+  unlink(temporary.c_str());
+  throw Error(path + ": " + strerror(refused));
 }
 
 namespace {

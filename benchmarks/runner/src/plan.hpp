@@ -22,10 +22,17 @@ class Plan {
   std::map<std::string, std::vector<Line>> lines_;
 };
 
-// A whole number; `what` names it in the error.
-long Whole(const std::string& word, const std::string& what);
+// A whole number from `low` to `high`; `what` names it in the error.
+long Whole(const std::string& word, const std::string& what, long low, long high);
+// The same of any number.
+double Real(const std::string& word, const std::string& what, double low, double high);
 
-// A whole file.
+constexpr long kMostRuns = 1000000, kMostPixels = 32768;  // of one side
+
+// What the line `threads` says.
+long Threads(const Plan& plan);
+
+// A whole file, which is no larger than a plan or a table may be.
 litert::Bytes ReadFile(const std::string& path);
 // A file that holds `bytes`, or an error.
 litert::Bytes ReadFile(const std::string& path, size_t bytes);

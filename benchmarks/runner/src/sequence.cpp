@@ -11,6 +11,7 @@ using litert::NowUs;
 
 namespace {
 
+constexpr double kLongestPeriodUs = 1e9;
 const char* const kFound[] = {"boxes", "scores", "classes", "count"};
 
 void SleepUntil(double us) {
@@ -53,7 +54,7 @@ double Post::operator()() {
 }
 
 Sequence::Sequence(const Plan& plan)
-    : plan_(plan), threads_(Whole(plan.one("threads").at(0), "threads")), frames_(plan) {}
+    : plan_(plan), threads_(Threads(plan)), frames_(plan) {}
 
 void Sequence::Prepare(const Images& images, long frame, const litert::Tensor& image,
                        Parts& parts) const {
@@ -63,9 +64,9 @@ void Sequence::Prepare(const Images& images, long frame, const litert::Tensor& i
 }
 
 Json Sequence::Run() {
-  const long count = Whole(plan_.one("length").at(0), "length");
-  const long warm_up = Whole(plan_.one("length").at(1), "warm-up");
-  const double period_us = std::stod(plan_.one("period_us").at(0));
+  const long count = Whole(plan_.one("length").at(0), "length", 1, kMostRuns);
+  const long warm_up = Whole(plan_.one("length").at(1), "warm-up", 0, count - 1);
+  const double period_us = Real(plan_.one("period_us").at(0), "period_us", 0, kLongestPeriodUs);
   const bool records = !plan_.all("record").empty();
   Bytes recorded;
   std::vector<double> latency, invoke, schedule, prepare, late, age;

@@ -17,11 +17,21 @@ using litert::Tensor;
 
 namespace {
 
+constexpr long kMostSlices = 64, kMostChunks = 1 << 24;
+
 std::vector<int32_t> ReadTable(const std::string& path) {
   const Bytes bytes = ReadFile(path);
   std::vector<int32_t> table(bytes.size() / sizeof(int32_t));
   memcpy(table.data(), bytes.data(), table.size() * sizeof(int32_t));
   return table;
+}
+
+void CheckAll(const std::vector<int32_t>& table, long low, long high, const std::string& path) {
+  for (const int32_t value : table) {
+    if (value >= low && value <= high) continue;
+    throw Error(path + ": holds " + std::to_string(value) + ", wanted " + std::to_string(low) +
+                " to " + std::to_string(high));
+  }
 }
 
 // Chunks that are copied in one go: consecutive on both sides.
@@ -70,11 +80,11 @@ class Patchwork : public Sequence {
         tail_(calls_["tail"]),
         actions_(ReadTable(plan.one("actions").at(0))) {
     const auto& words = plan.one("windows");  // SLICES ADJACENT CHUNK_BYTES MEMORY_CHUNKS ZERO_BYTE
-    slices_ = Whole(words.at(0), "slices");
-    adjacent_ = Whole(words.at(1), "adjacent");
-    chunk_ = Whole(words.at(2), "chunk");
+    slices_ = Whole(words.at(0), "slices", 1, kMostSlices);
+    adjacent_ = Whole(words.at(1), "adjacent", 1, slices_);
+    chunk_ = Whole(words.at(2), "chunk", 1, kMostChunks);
     positions_ = slices_ - adjacent_ + 1;
-    const size_t memory = Whole(words.at(3), "memory");
+    const size_t memory = Whole(words.at(3), "memory", 1, kMostChunks);
     for (const auto& map : plan.all("map")) tail_.BindInput(map.at(0), full_.output(map.at(0)));
     for (const auto& line : plan.all("call")) {
       if (line.at(0) == "post") post_ = std::make_unique<Post>(calls_["post"], tail_);
@@ -84,8 +94,10 @@ class Patchwork : public Sequence {
     }
     // What lies outside the frame is one chunk behind the others, and zero.
     kept_.resize((memory + 1) * chunk_);
-    memset(&kept_[memory * chunk_], Whole(words.at(4), "zero"), chunk_);
+    memset(&kept_[memory * chunk_], Whole(words.at(4), "zero", -128, 127), chunk_);
     ages_.resize(slices_ * slices_);
+    CheckAll(actions_, -1, positions_ * positions_ - 1, plan.one("actions").at(0));
+    Whole(plan.one("length").at(0), "length", 1, actions_.size());  // an action for each frame
     // Frames that are all seen whole need nothing of a window.
     if (std::any_of(actions_.begin(), actions_.end(), [](int32_t a) { return a >= 0; })) {
       PrepareWindows(plan);
@@ -103,19 +115,27 @@ class Patchwork : public Sequence {
     if (read.size() != count * halo || places.size() != count * own) {
       throw Error("plan: " + tables.at(0) + " and " + tables.at(1) + " do not fit the graph");
     }
+    const long memory = kept_.size() / chunk_ - 1;
+    CheckAll(read, 0, memory, tables.at(0));
+    CheckAll(places, 0, memory - 1, tables.at(1));
     for (size_t action = 0; action < count; ++action) {
       read_.push_back(Blocks(&read[action * halo], halo));
       places_.push_back(Blocks(&places[action * own], own));
     }
     const auto& side = plan.one("window_image");  // HEIGHT WIDTH ABOVE LEFT ZERO_BYTE
-    window_height_ = Whole(side.at(0), "height");
-    window_width_ = Whole(side.at(1), "width");
-    above_ = Whole(side.at(2), "above");
-    left_ = Whole(side.at(3), "left");
-    image_zero_ = Whole(side.at(4), "zero");
+    window_height_ = Whole(side.at(0), "height", 1, kMostPixels);
+    window_width_ = Whole(side.at(1), "width", 1, kMostPixels);
+    above_ = Whole(side.at(2), "above", 0, window_height_ - 1);
+    left_ = Whole(side.at(3), "left", 0, window_width_ - 1);
+    image_zero_ = Whole(side.at(4), "zero", -128, 127);
     pixel_ = full_.input("image").bytes / (frames_.height() * frames_.width());
+    if (window_->input("image").bytes != window_height_ * window_width_ * pixel_) {
+      throw Error("plan: a window of " + side.at(0) + " x " + side.at(1) +
+                  " pixels does not fit the graph");
+    }
     for (const auto& line : plan.all("map")) {  // NAME HEIGHT WIDTH
-      const size_t height = Whole(line.at(1), "height"), width = Whole(line.at(2), "width");
+      const size_t height = Whole(line.at(1), "height", 1, kMostPixels);
+      const size_t width = Whole(line.at(2), "width", 1, kMostPixels);
       Map map{tail_.input(line.at(0)), window_->output(line.at(0)), 0, 0, 0, 0, 0, 0};
       map.pixel = map.whole.bytes / (height * width);
       map.row_bytes = width * map.pixel;
