@@ -148,7 +148,7 @@ def test_a_damaged_frame_keeps_those_before_it(tmp_path, folder):
         video=folder, json=tmp_path / "found.jsonl", output=tmp_path / "boxes.mp4"
     )
     assert code == 2 and "7 frames" in out and len(lines) == 1
-    assert "7.png is not a readable image" in lines[0] and "7 frames before are kept" in lines[0]
+    assert "7.png is damaged or truncated" in lines[0] and "7 frames before are kept" in lines[0]
     assert left(tmp_path) == ["boxes.mp4", "found.jsonl"]
     assert len((tmp_path / "found.jsonl").read_text().splitlines()) == 7
     assert len(list(open_source(tmp_path / "boxes.mp4"))) == 7
