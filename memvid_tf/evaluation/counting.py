@@ -101,6 +101,12 @@ def _shape(node) -> list[int]:
     return [d.size for d in shapes[0].dim]
 
 
+def _output(tensor: str) -> int:
+    """Number of an output, by the name of its tensor: `node`, `node:1`, or `node:output:1`."""
+    number = tensor.rpartition(":")[2]
+    return int(number) if number.isdigit() else 0
+
+
 class _Walk:
     """Adds up a traced function; the variables' names are those of its captured arguments."""
 
@@ -121,6 +127,9 @@ class _Walk:
                 scope, tensor = scope.arguments[name]
                 continue
             node = scope.nodes[name]
+            if node.op == "IdentityN":  # around what has a gradient of its own
+                tensor = node.input[_output(tensor)]
+                continue
             if name in self.variables and node.op == "Placeholder":
                 return self.variables[name], shape
             shape = shape or _shape(node)
