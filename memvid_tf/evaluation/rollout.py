@@ -170,17 +170,21 @@ class _Fixed:
 
 
 class _Random:
-    """f0 on the first frame, then by lot: the control that a learned policy has to beat."""
+    """f0 on the first frame, then by lot: the control that a learned policy has to beat.
+
+    Every clip of a set has draws of its own, however clips are batched.
+    """
 
     wants_candidate = False
 
-    def __init__(self, percent: int, batch: int):
-        self._share, self._batch = percent / 100, batch
-        self._rng = np.random.default_rng(percent)
+    def __init__(self, percent: int, batch: int, first_clip: int):
+        self._share = percent / 100
+        clips = range(first_clip, first_clip + batch)
+        self._generators = [np.random.default_rng([percent, clip]) for clip in clips]
 
     def picks(self, t):
-        draws = self._rng.random(self._batch)
-        return np.full(self._batch, True) if t == 0 else draws < self._share
+        draws = np.array([generator.random() for generator in self._generators])
+        return (draws < self._share) | (t == 0)
 
     def observe(self, f0_ran, after, before):
         """Chance has no memory."""
@@ -210,8 +214,16 @@ class _Adaptive:
         self._q_values = self._network.q_values(after, before, self._history.eta)
 
 
-def picker(mode: Mode, network: Network, batch: int) -> _Fixed | _Random | _Adaptive:
+def picker(
+    mode: Mode, network: Network, batch: int, first_clip: int = 0
+) -> _Fixed | _Random | _Adaptive:
     """Who decides about `batch` clips in a mode: see `_Fixed`.
+
+    Args:
+      mode: how the frames are distributed.
+      network: the detector.
+      batch: number of clips.
+      first_clip: number of the first one in its set, of which chance is drawn.
 
     Raises:
       UserError: an adaptive mode of a network without a policy, or one in which f1 should write a
@@ -225,12 +237,14 @@ def picker(mode: Mode, network: Network, batch: int) -> _Fixed | _Random | _Adap
     if mode.adaptive:
         return _Adaptive(network, batch, mode.max_tau)
     if mode.random_percent is not None:
-        return _Random(mode.random_percent, batch)
+        return _Random(mode.random_percent, batch, first_clip)
     kind = schedules.DueSchedule if mode.asynchronous else schedules.FixedSchedule
     return _Fixed(kind(mode.tau), batch)
 
 
-def roll(network: Network, features: dict[str, list[Any]], batch: int, mode: Mode) -> Rollout:
+def roll(
+    network: Network, features: dict[str, list[Any]], batch: int, mode: Mode, first_clip: int = 0
+) -> Rollout:
     """Runs clips in one mode.
 
     Args:
@@ -238,9 +252,11 @@ def roll(network: Network, features: dict[str, list[Any]], batch: int, mode: Mod
       features: of `extract_all`.
       batch: number of clips.
       mode: how the frames are distributed.
+      first_clip: see `picker`.
     """
     run = _roll_beside if mode.asynchronous else _roll_in_turn
-    boxes, logits, f0 = zip(*run(network, features, batch, mode))
+    decides = picker(mode, network, batch, first_clip)
+    boxes, logits, f0 = zip(*run(network, features, batch, mode, decides))
     return Rollout(np.stack(boxes, 1), np.stack(logits, 1), np.stack(f0, 1))
 
 
@@ -266,10 +282,9 @@ def step_of_each(network: Network, features: dict[str, Any], state: Any, f0: np.
     return boxes, logits, network.choose(f0, state0, state1)
 
 
-def _roll_in_turn(network, features, batch, mode):
+def _roll_in_turn(network, features, batch, mode, decides):
     """Yields the heads of every frame, and where f0 ran: one extractor a frame."""
-    state, decides = network.initial_state(batch), picker(mode, network, batch)
-    seen = state
+    state = seen = network.initial_state(batch)
     for t in range(len(features["f0"])):
         f0 = decides.picks(t)
         both = {extractor: frames[t] for extractor, frames in features.items()}
@@ -281,14 +296,14 @@ def _roll_in_turn(network, features, batch, mode):
         yield boxes, logits, f0
 
 
-def _roll_beside(network, features, batch, mode):
+def _roll_beside(network, features, batch, mode, decides):
     """Yields the same where f0 runs beside f1, which makes all detections.
 
     The first frame waits for f0, since detections from an empty memory are useless; then f0 starts
     where it is wanted and not still running, as `runtime.AsyncRunner` does.
     """
-    state, decides = network.initial_state(batch), picker(mode, network, batch)
-    nowhere, seen = np.zeros(batch, bool), state
+    state = seen = network.initial_state(batch)
+    nowhere = np.zeros(batch, bool)
     started = []
     for t in range(len(features["f0"])):
         arrived = nowhere
