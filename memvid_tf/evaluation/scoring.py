@@ -120,13 +120,22 @@ def score_clip(
     """
     frames = range(int(clip["num_frames"]))
     found = [detect(box_encodings[t], class_logits[t], anchors, coder) for t in frames]
+    add_detections(scores, clip, found)
+    return found
+
+
+def add_detections(
+    scores: VidMap | Scores,
+    clip: dict[str, np.ndarray],
+    found: Sequence[postprocess.Detections],
+) -> None:
+    """Adds the detections of one clip, of each valid frame, to a score; see `score_clip`."""
     scores.add_clip(
         [(d.boxes, d.scores, d.classes + 1) for d in found],
-        [frame_truth(clip, t) for t in frames],
+        [frame_truth(clip, t) for t in range(len(found))],
         image_size=tuple(clip["source_size"].tolist()),
         video=video_of(clip),
     )
-    return found
 
 
 def evaluate(
@@ -160,17 +169,42 @@ def evaluate(
     picked = {mode.name: [] for mode in modes}
     done = 0
     for batch in batches:
-        features = rollout.extract_all(network, batch["frames"])
         clips = len(batch["frames"])
+        found = _detected(network, batch, modes, coder, first_clip=done)
         for mode in modes:
-            boxes, logits, f0 = rollout.roll(network, features, clips, mode, first_clip=done)
-            for i in range(clips):
+            for i, of_clip in enumerate(found[mode.name]):
                 clip = {name: value[i] for name, value in batch.items()}
-                score_clip(scores[mode.name], clip, boxes[i], logits[i], network.anchors, coder)
-                picked[mode.name].append(f0[i, : clip["num_frames"]])
+                detections, f0 = zip(*of_clip)
+                add_detections(scores[mode.name], clip, detections)
+                picked[mode.name].append(np.array(f0))
         done += clips
         advance(clips)
     return {mode.name: _result(scores[mode.name], picked[mode.name], mode) for mode in modes}
+
+
+def _detected(network, batch, modes, coder, first_clip):
+    """By mode and clip, of each valid frame its detections and whether f0 ran.
+
+    All modes go through the frames together: of a long video neither features nor heads are kept.
+    """
+    clips, length = batch["frames"].shape[:2]
+    keep = max((mode.delay_frames for mode in modes if mode.asynchronous), default=0)
+    features = {
+        extractor: rollout.Recent(network, batch["frames"], extractor, keep)
+        for extractor in ("f0", "f1")
+    }
+    runs = {
+        mode.name: rollout.frame_by_frame(network, features, clips, mode, first_clip)
+        for mode in modes
+    }
+    found = {name: [[] for _ in range(clips)] for name in runs}
+    for t in range(length):
+        for name, run in runs.items():
+            boxes, logits, f0 = next(run)
+            for i in np.flatnonzero(batch["num_frames"] > t):
+                detections = detect(boxes[i], logits[i], network.anchors, coder)
+                found[name][i].append((detections, f0[i]))
+    return found
 
 
 def _result(scores: Scores, picked: list[np.ndarray], mode: rollout.Mode) -> ModeResult:
