@@ -99,8 +99,8 @@ def starved(group: Sequence[schema.Summary]) -> str:
     if not names:
         return ""
     return (
-        f"f0 never ran in {', '.join(names)}: the policy did not ask for it, so the time is that of "
-        "f1 alone and no gain of the policy."
+        f"f0 never ran in {', '.join(names)}: the policy did not ask for it, so the time is that "
+        "of f1 alone and no gain of the policy."
     )
 
 

@@ -8,8 +8,8 @@ A mode is f0 or f1 (one extractor on every frame), a number τ (f0 once, then f1
 optionally with +update (f1 writes to the memory too), asyncτ (f0 beside f1), adaptive (a learned
 policy decides; adaptive19 bounds the run of f1s, adaptive0 lifts the policy's own bound),
 adaptive+async, or random20 (f0 on 20 % of the frames by lot). Asynchronous modes take f0's result
-for ready one frame later; async9+delay11 names another delay, and --latency=host.json --fps=30 makes
-it from a measurement.
+for ready one frame later; async9+delay11 names another delay, and --latency=host.json --fps=30
+makes it from a measurement.
 
 Patchwork and single-frame networks have the modes full (the plain network on every frame),
 scanning, random and dqn (what picks the windows), each optionally with +nocell (windows read
@@ -20,8 +20,8 @@ nothing around them), +flip (averaged with the mirrored frame), +interval4 and +
 --streaming scores every frame with the newest detections that were ready when it was seen, at the
 speed that `python -m benchmarks.host` measured.
 
-Videos are scored from their first frame to their last, also where the data set holds them in pieces;
---max_frames stops earlier, and the results say so.
+Videos are scored from their first frame to their last, also where the data set holds them in
+pieces; --max_frames stops earlier, and the results say so.
 """
 
 import dataclasses
@@ -73,8 +73,8 @@ flags.DEFINE_enum(
     "motion_rule",
     "fgfa",
     ["fgfa", "strict"],
-    "What a false detection costs the mAP of slow, medium and fast objects: fgfa, the field's, counts "
-    "it where the object that it overlaps most is of that speed; strict counts it at every speed.",
+    "What a false detection costs the mAP of slow, medium and fast objects: fgfa, the field's, "
+    "counts it where the object that it overlaps most is of that speed; strict at every speed.",
 )
 flags.DEFINE_integer(
     "max_frames", 0, "Most frames of a video, from its first; 0 for all. Example: 100", 0

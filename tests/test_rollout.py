@@ -153,7 +153,8 @@ def test_the_name_of_a_mode_is_the_word_for_it(word):
 
 @pytest.mark.parametrize(
     "word",
-    ["", "f2", "-1", "1.5", "async", "async0", "asyncf0", "asyncf1", "async9+update", "9+", "9+x", "async9+delay0", "async9+delay1000", "9+delay",
+    ["", "f2", "-1", "1.5", "async", "async0", "asyncf0", "asyncf1", "async9+update", "9+", "9+x",
+     "async9+delay0", "async9+delay1000", "9+delay",
      "9+update+update", "f0 ", "τ"],
 )  # fmt: skip
 def test_what_is_no_mode(word):

@@ -123,7 +123,7 @@ class MemoryHistory:
         self._writes = 0
 
     def written(self, index: int, arrived: int) -> None:
-        """f0 has written frame `index` into the memory, which frame `arrived` is the first to use."""
+        """f0 has written frame `index` into the memory; frame `arrived` is the first to use it."""
         self._first = index if self._first is None else self._first
         self._latest, self._arrived = index, arrived
         self._writes += 1
