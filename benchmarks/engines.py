@@ -168,4 +168,4 @@ def _what_ran(result) -> tuple[bool, int, float | None]:
     if hasattr(result, "action"):
         return result.action is None, int(result.ages_frames.max()), None
     age = result.memory_age_frames
-    return result.extractor == "f0", -1 if age is None else age, result.effective_tau
+    return result.f0_started, -1 if age is None else age, result.effective_tau

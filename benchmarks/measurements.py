@@ -204,6 +204,8 @@ class Summary:
       overhead_share: time of a schedule outside its invokes, as a part of the invokes; None for
         graphs, and where f0 ran inside a frame of an asynchronous schedule.
       effective_tau: median over the repeats; None where f0 wrote less than twice.
+      f0_share: part of the frames of all repeats on which f0 ran or was started, or of which a
+        window's bundle saw all; None for graphs.
     """
 
     setting: Setting
@@ -220,6 +222,7 @@ class Summary:
     per_repeat_ms: tuple[float, ...]
     overhead_share: float | None
     effective_tau: float | None
+    f0_share: float | None
 
     @property
     def fps(self) -> float:
@@ -247,6 +250,7 @@ def _summary(setting: Setting, group: Sequence[Measurement]) -> Summary:
         overhead = statistics.median(
             float(np.sum(m.latency_ms)) * 1e3 / total - 1.0 for m, total in zip(group, invoked)
         )
+    ran = "".join(m.result.get("extractors", "") for m in group)
     taus = [tau for m in group if (tau := m.result.get("effective_tau")) is not None]
     return Summary(
         setting=setting, first=group[0], repeats=len(group), samples=len(samples),
@@ -255,6 +259,7 @@ def _summary(setting: Setting, group: Sequence[Measurement]) -> Summary:
         tail=statistics.median(tails),
         per_repeat_ms=tuple(medians if setting.kind == "graph" else means),
         overhead_share=overhead, effective_tau=statistics.median(taus) if taus else None,
+        f0_share=ran.count("0") / len(ran) if ran else None,
     )  # fmt: skip
 
 

@@ -68,7 +68,7 @@ def grouped(measurements: Sequence[schema.Measurement]) -> dict[str, list[schema
 
 HEADER = (
     "subject", "what", "p50 ms", "mean ms", "p90 ms", "p99 ms", "max ms", "p99/p50", "fps",
-    "overhead", "effective τ", "repeats",
+    "overhead", "effective τ", "share of f0", "repeats",
 )  # fmt: skip
 
 
@@ -79,11 +79,29 @@ def rows(group: Sequence[schema.Summary]) -> list[list[str]]:
         times = (s.p50_ms, s.mean_ms, s.p90_ms, s.p99_ms, s.max_ms)
         overhead = "" if s.overhead_share is None else f"{100 * s.overhead_share:.2f} %"
         tau = "" if s.effective_tau is None else f"{s.effective_tau:.1f}"
+        share = ""
+        if s.f0_share is not None and s.setting.name.split(" ")[0] in schedules.INTERLEAVED:
+            share = f"{100 * s.f0_share:.1f} %"
         table.append(
             [s.setting.subject, s.setting.name, *(f"{ms:.3f}" for ms in times), f"{s.tail:.2f}",
-             f"{s.fps:.0f}", overhead, tau, str(s.repeats)]
+             f"{s.fps:.0f}", overhead, tau, share, str(s.repeats)]
         )  # fmt: skip
     return table
+
+
+def starved(group: Sequence[schema.Summary]) -> str:
+    """A warning that names the adaptive schedules in which f0 never ran, "" without any."""
+    names = [
+        f"{s.setting.subject} {s.setting.name}"
+        for s in sorted(group, key=lambda s: (s.setting.subject, s.setting.name))
+        if s.setting.name.startswith("adaptive") and s.f0_share == 0
+    ]
+    if not names:
+        return ""
+    return (
+        f"f0 never ran in {', '.join(names)}: the policy did not ask for it, so the time is that "
+        "of f1 alone and no gain of the policy."
+    )
 
 
 PARTS_HEADER = (
@@ -141,6 +159,8 @@ def markdown(measurements: Sequence[schema.Measurement]) -> str:
     for title, group in grouped(measurements).items():
         lines += ["", f"## {title}", ""]
         lines.append(tabulate(rows(group), HEADER, tablefmt="github", disable_numparse=True))
+        if warning := starved(group):
+            lines += ["", f"**Warning:** {warning}"]
         for words, header, table in _further(group):
             lines += ["", *([words, ""] if words else [])]
             lines.append(tabulate(table, header, tablefmt="github", disable_numparse=True))
@@ -246,6 +266,8 @@ def page(measurements: Sequence[schema.Measurement], accuracy: Accuracy | None) 
         if not group[0].first.device["physical"]:
             body.append('<p class="warning">Not a device: these times are not latencies.</p>')
         body.append(_table(HEADER, rows(group)))
+        if warning := starved(group):
+            body.append(f'<p class="warning">{html.escape(warning)}</p>')
         for words, header, table in _further(group):
             body += [f"<p>{html.escape(words)}</p>"] if words else []
             body.append(_table(header, table))

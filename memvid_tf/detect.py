@@ -76,8 +76,9 @@ _MODE = flags.DEFINE_enum(
     "of single-frame networks do.",
 )  # fmt: skip
 _MAX_TAU = flags.DEFINE_integer(
-    "max_tau", None, "Adaptive modes: most f1 frames in a row, such as 19. Default: any number.", 0
-)
+    "max_tau", None, "Adaptive modes: most f1 frames in a row, such as 19; 0 for any number. "
+    "Default: the bundle's.", 0,
+)  # fmt: skip
 _TAU = flags.DEFINE_string(
     "tau", None, "f1 frames after every f0 frame, such as 9; 'f0' or 'f1' for one extractor alone "
     "(sync). Default: the bundle's.",
@@ -121,7 +122,7 @@ class Summary:
                 self.foregrounds.append(float(result.mask.mean()))
             self.oldest_frames = max(self.oldest_frames or 0, int(result.ages_frames.max()))
             return
-        self.f0_frames += result.extractor == "f0" or result.memory_update_ms is not None
+        self.f0_frames += result.f0_started
         self.effective_tau = result.effective_tau
 
     def text(self, mode: str, seconds: float) -> str:
@@ -129,7 +130,8 @@ class Summary:
         tau = "not measured (fewer than two f0 frames)"
         if self.effective_tau is not None:
             tau = f"{self.effective_tau:.2f}"
-        how = f"effective tau {tau}, f0 on {self.f0_frames} frames"
+        share = f"{100 * self.f0_frames / self.frames:.1f} %"
+        how = f"effective tau {tau}, f0 on {self.f0_frames} frames ({share})"
         if self.oldest_frames is not None:
             how = f"no part of a frame older than {self.oldest_frames} frames"
         found = f"{self.detections} detections"

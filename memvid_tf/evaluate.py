@@ -6,8 +6,10 @@ r"""Scores a trained network or an exported bundle in every inference mode.
 
 A mode is f0 or f1 (one extractor on every frame), a number τ (f0 once, then f1 τ times), each
 optionally with +update (f1 writes to the memory too), asyncτ (f0 beside f1), adaptive (a learned
-policy decides; adaptive19 bounds the run of f1s), adaptive+async, or random20 (f0 on 20 % of the
-frames by lot).
+policy decides; adaptive19 bounds the run of f1s, adaptive0 lifts the policy's own bound),
+adaptive+async, or random20 (f0 on 20 % of the frames by lot). Asynchronous modes take f0's result
+for ready one frame later; async9+delay11 names another delay, and --latency=host.json --fps=30
+makes it from a measurement.
 
 Patchwork and single-frame networks have the modes full (the plain network on every frame),
 scanning, random and dqn (what picks the windows), each optionally with +nocell (windows read
@@ -17,8 +19,12 @@ nothing around them), +flip (averaged with the mirrored frame), +interval4 and +
 
 --streaming scores every frame with the newest detections that were ready when it was seen, at the
 speed that `python -m benchmarks.host` measured.
+
+Videos are scored from their first frame to their last, also where the data set holds them in
+pieces; --max_frames stops earlier, and the results say so.
 """
 
+import dataclasses
 import functools
 
 from absl import flags
@@ -63,20 +69,31 @@ flags.DEFINE_enum(
     ["plain", "size_dependent"],
     "IoU threshold of a match: .5, or less for small objects as in the VID challenge.",
 )
+flags.DEFINE_enum(
+    "motion_rule",
+    "fgfa",
+    ["fgfa", "strict"],
+    "What a false detection costs the mAP of slow, medium and fast objects: fgfa, the field's, "
+    "counts it where the object that it overlaps most is of that speed; strict at every speed.",
+)
+flags.DEFINE_integer(
+    "max_frames", 0, "Most frames of a video, from its first; 0 for all. Example: 100", 0
+)
 flags.DEFINE_bool("coco", False, "Whether to compute COCO's twelve numbers too. Example: --coco")
 flags.DEFINE_bool("streaming", False, "Whether frames have to be detected in time.")
-flags.DEFINE_float("fps", 30.0, "--streaming: frames a second of the camera. Example: 30", 0.1, 1e4)
+flags.DEFINE_float("fps", 30.0, "--latency: frames a second of the camera. Example: 30", 0.1, 1e4)
 flags.DEFINE_string(
     "latency",
     "",
-    "--streaming: JSON of benchmarks.host. Example: benchmarks/results/host_paper.json",
+    "JSON of benchmarks.host: what --streaming runs at; without it, what the delay of asynchronous "
+    "modes is made from. Example: benchmarks/results/host_paper.json",
 )
-flags.DEFINE_integer("latency_threads", 1, "--streaming: threads of the measurement. Example: 2", 1)
+flags.DEFINE_integer("latency_threads", 1, "--latency: threads of the measurement. Example: 2", 1)
 flags.DEFINE_enum(
     "latency_source",
     "medians",
     ["medians", "trace"],
-    "--streaming: each graph's median, or the recorded frames one after another.",
+    "--latency: each graph's median, or the recorded frames one after another.",
 )
 flags.DEFINE_float(
     "deadline_ms",
@@ -125,6 +142,21 @@ def subject():
     return found[0]._replace(network=Ensemble([one.network for one in found]), source=source)
 
 
+def read_latencies(precision: str):
+    """The latencies that the flags name, and what the results say about them."""
+    from memvid_tf.evaluation import streaming
+
+    latencies = streaming.read_latencies(
+        FLAGS.latency, precision, FLAGS.latency_threads, FLAGS.latency_source == "trace"
+    )
+    return latencies, {
+        "fps": FLAGS.fps,
+        "latency": FLAGS.latency,
+        "threads": FLAGS.latency_threads,
+        "source": FLAGS.latency_source,
+    }
+
+
 def streaming_score(precision: str):
     """`streaming.evaluate` at the flags' speed, and what the results say about it."""
     from memvid_tf.evaluation import streaming
@@ -133,13 +165,21 @@ def streaming_score(precision: str):
         raise errors.UserError(
             "--streaming needs --latency=…, a results file of python -m benchmarks.host"
         )
-    latencies = streaming.read_latencies(
-        FLAGS.latency, precision, FLAGS.latency_threads, FLAGS.latency_source == "trace"
-    )
+    latencies, source = read_latencies(precision)
     setting = {"fps": FLAGS.fps, "deadline_ms": FLAGS.deadline_ms}
     score = functools.partial(streaming.evaluate, latencies=latencies, **setting)
-    source = {"latency": FLAGS.latency, "threads": FLAGS.latency_threads}
-    return score, {"streaming": {**setting, **source, "source": FLAGS.latency_source}}
+    return score, {"streaming": {**source, **setting}}
+
+
+def measured_delay(modes, precision: str):
+    """The modes, asynchronous ones with the delay that the latencies make where they name none, and
+    what the results say about it."""
+    from memvid_tf.evaluation import rollout, streaming
+
+    latencies, source = read_latencies(precision)
+    delay = streaming.delay_frames(latencies, FLAGS.fps)
+    print(f"f0 takes {delay} frame(s) at {FLAGS.fps:g} frames a second, by {FLAGS.latency}")
+    return rollout.delayed(modes, delay), {"delay": {**source, "frames": delay}}
 
 
 def write_csv(name: str, results) -> None:
@@ -172,36 +212,51 @@ def main(argv):
 
     from memvid_tf import files, provenance
     from memvid_tf.data import clips, reading, records
-    from memvid_tf.evaluation import report
+    from memvid_tf.evaluation import report, whole_videos
 
     check_words(FLAGS.modes)
     what = subject()
     modes, data = what.modes(FLAGS.modes), what.data
-    if what.windowed and (FLAGS.streaming or FLAGS.matching != "plain"):
-        raise errors.UserError("--streaming and --matching are of the interleaved detector")
+    if what.windowed and (FLAGS.streaming or FLAGS.latency or FLAGS.matching != "plain"):
+        raise errors.UserError(
+            "--streaming, --latency and --matching are of the interleaved detector"
+        )
     segments = what.windowed and what.network.anchors is None
-    if segments and (FLAGS.csv or FLAGS.coco):
-        raise errors.UserError("--csv and --coco are of detectors; masks have no classes")
+    if segments and (FLAGS.csv or FLAGS.coco or FLAGS["motion_rule"].present):
+        raise errors.UserError(
+            "--csv, --coco and --motion_rule are of detectors; masks have no classes"
+        )
     data = data.replace(
-        input_path=FLAGS.input_path or data.input_path, split=FLAGS.split or data.split
+        input_path=FLAGS.input_path or data.input_path,
+        split=FLAGS.split or data.split,
+        unroll_frames=0,  # training's validation may cut clips; a result is of all of them
+        drop_remainder=False,
     )
     info = records.read_info(data.input_path)
     if FLAGS.input_path and not segments:
         info.check_labels(what.labels)
-    dataset = clips.clip_dataset(data, names=bool(FLAGS.csv) or segments)
+    dataset = clips.clip_dataset(data, names=True)
     settings, options = {}, {"coco": FLAGS.coco}
     table = report.window_table if what.windowed else report.mode_table
     if FLAGS.streaming:
         evaluate, settings = streaming_score(what.source["precision"])
         what, table = what._replace(evaluate=evaluate), report.streaming_table
         options = {}
+    elif FLAGS.latency:
+        modes, settings = measured_delay(modes, what.source["precision"])
     if not what.windowed:
         options["matching"] = FLAGS.matching
+    options["motion_rule"] = FLAGS.motion_rule
     bar = tqdm(total=info.split(data.split).clips, desc="evaluating", unit="clip")
+    coverage = whole_videos.Coverage()
+    videos = whole_videos.whole_videos(
+        dataset.as_numpy_iterator(), coverage, FLAGS.max_frames, bar.update
+    )
     with bar, reading.dataset_errors():
-        results = what.score(dataset.as_numpy_iterator(), modes, advance=bar.update, **options)
+        results = what.score(videos, modes, **options)
     by_mode = {name: result.to_json() for name, result in results.items()}
     print(table(by_mode))
+    print(coverage.text())
     if FLAGS.csv:
         scored = {n: getattr(r, "score", r) for n, r in results.items()}
         try:
@@ -212,6 +267,7 @@ def main(argv):
         result = {
             **what.source,
             "data": {"input_path": data.input_path, "split": data.split},
+            "coverage": dataclasses.asdict(coverage),
             "matching": FLAGS.matching,
             **settings,
             "modes": by_mode,

@@ -92,6 +92,28 @@ def test_summaries_are_medians_over_repeats():
     assert found.tail == pytest.approx(5.96 / 4)  # of (4 + .96·96) / 3, (5 + .96) / 4 and 1
 
 
+def test_rows_show_the_share_of_f0_and_starvation_is_warned_of():
+    """A policy that never asks for f0 is as fast as f1, which is no gain."""
+    names = {"adaptive": "1" * 5, "adaptive+async": "11011", "f1": "1" * 5, "scanning": "01111"}
+    found = [
+        dataclasses.replace(
+            measurement([1, 1, 1, 1, 1], 0, extractors=ran),
+            setting=dataclasses.replace(measurement([1], 0).setting, kind="schedule", name=name),
+        )
+        for name, ran in names.items()
+    ]
+    table = report.rows(schema.summaries(found))
+    column = report.HEADER.index("share of f0")
+    assert {row[1]: row[column] for row in table} == {
+        "adaptive": "0.0 %", "adaptive+async": "20.0 %", "f1": "0.0 %", "scanning": "",
+    }  # fmt: skip
+    warned = report.markdown(found)
+    assert "**Warning:** f0 never ran in" in warned and warned.count("never ran") == 1
+    named = warned.partition("never ran in ")[2].partition(":")[0]
+    assert named.endswith(" adaptive") and "async" not in named and "f1" not in named
+    assert "never ran" not in report.markdown(found[1:])
+
+
 def test_a_difference_is_claimed_only_where_there_is_one():
     def verdict(before, after):
         (a,), (b,) = schema.summaries(before), schema.summaries(after)

@@ -154,6 +154,7 @@ def test_the_name_of_a_mode_is_the_word_for_it(word):
 @pytest.mark.parametrize(
     "word",
     ["", "f2", "-1", "1.5", "async", "async0", "asyncf0", "asyncf1", "async9+update", "9+", "9+x",
+     "async9+delay0", "async9+delay1000", "9+delay",
      "9+update+update", "f0 ", "τ"],
 )  # fmt: skip
 def test_what_is_no_mode(word):
@@ -271,3 +272,34 @@ def test_clips_of_a_batch_do_not_see_each_other():
         for i in range(3):
             alone = roll(network, frames[i : i + 1], word)
             assert_same([head[i : i + 1] for head in together], alone)
+
+
+@pytest.mark.parametrize(
+    "word, delay",
+    [("async9+delay11", 11), ("adaptive+async+delay4", 4), ("adaptive19+async+delay999", 999)],
+)
+def test_a_mode_names_its_delay(word, delay):
+    mode = rollout.parse_mode(word)
+    assert (mode.delay_frames, mode.name) == (delay, word)
+    assert rollout.parse_mode(word.partition("+delay")[0]).delay_frames == 1
+
+
+def test_the_delay_of_a_word_is_that_of_the_rollout():
+    found = roll(Arithmetic(), clips(), "async1+delay2")
+    assert_same(found, roll(Arithmetic(), clips(), "async1", delay_frames=2))
+
+
+@pytest.mark.parametrize(
+    "word", ["9+delay3", "adaptive+delay3", "random20+delay3", "async9+delay3+delay4"]
+)
+def test_a_delay_is_of_asynchronous_modes_and_one(word):
+    with pytest.raises(UserError, match=r"one delay of f0 is of asynchronous modes"):
+        rollout.parse_mode(word)
+
+
+def test_a_measured_delay_is_for_modes_that_name_none():
+    words = ("f0", "async9", "async4+delay2", "adaptive+async", "async9+delay8")
+    modes = rollout.delayed([rollout.parse_mode(word) for word in words], 8)
+    assert [mode.name for mode in modes] == [
+        "f0", "async9+delay8", "async4+delay2", "adaptive+async+delay8",
+    ]  # fmt: skip

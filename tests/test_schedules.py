@@ -5,12 +5,14 @@ import pytest
 
 from memvid_tf.errors import UserError
 from memvid_tf.runtime.manifest import PolicySpec
+from memvid_tf.runtime.runners import MemoryHistory
 from memvid_tf.runtime.schedules import (
     ACTIONS,
     ActionHistory,
     AdaptiveSchedule,
     DueSchedule,
     FixedSchedule,
+    bound,
     parse,
 )
 
@@ -124,3 +126,50 @@ def test_an_adaptive_schedule_wants_candidates_where_the_policy_does():
     assert AdaptiveSchedule(Script([], "candidate")).wants_candidate
     assert not AdaptiveSchedule(Script([])).wants_candidate
     assert not FixedSchedule(3).wants_candidate
+
+
+@pytest.mark.parametrize(
+    "own, asked, wanted",
+    [(39, None, 39), (39, 5, 5), (39, 0, None), (0, None, None), (0, 7, 7), (2, 50, 50)],
+)
+def test_the_bound_is_the_policys_own_unless_another_is_asked_for(own, asked, wanted):
+    assert bound(PolicySpec(ACTIONS, 3, 6.0, "memory", own), asked) == wanted
+
+
+def test_a_bound_below_none_is_refused():
+    with pytest.raises(ValueError, match="max_tau is -1"):
+        bound(PolicySpec(ACTIONS, 3, 6.0, "memory"), -1)
+
+
+@pytest.mark.parametrize("asked, gaps", [(None, {39}), (2, {2}), (0, set())])
+def test_a_policy_that_never_asks_for_f0_is_bounded(asked, gaps):
+    """An untrained one, of a bundle that says nothing of a bound."""
+    schedule, ran = AdaptiveSchedule(Script([(0.0, 1.0)] * 200), asked), []
+    for frame in range(200):
+        picked = schedule.pick(frame)
+        schedule.observe(picked, None, None)
+        ran += [frame] if picked == "f0" else []
+    assert {b - a - 1 for a, b in zip(ran, ran[1:])} == gaps
+    assert ran[0] == 0
+
+
+def test_the_effective_tau_counts_what_follows_the_last_f0():
+    """Twenty thousand frames, of which f0 ran on five of the first forty."""
+    history = MemoryHistory()
+    for frame in range(0, 41, 10):
+        history.written(frame, frame)
+    # While the last gap is no longer than the others nothing is known of it.
+    assert [history.effective_tau(frame) for frame in (40, 45, 49)] == [9.0] * 3
+    assert history.effective_tau(53) == pytest.approx((4 * 9 + 13) / 5)
+    assert history.effective_tau(19999) == pytest.approx((4 * 9 + 19959) / 5)
+
+
+def test_a_worker_that_takes_long_makes_no_gap():
+    """f0 starts on every twelfth frame and is done eleven later."""
+    history, found = MemoryHistory(), []
+    history.written(0, 0)
+    for frame in range(1, 200):
+        if frame % 12 == 11 and frame > 11:
+            history.written(frame - 11, frame)
+        found.append(history.effective_tau(frame))
+    assert set(found[40:]) == {11.0} and found[:22] == [None] * 22

@@ -281,6 +281,32 @@ def test_a_policy_that_was_not_measured_is_not_free():
         )  # fmt: skip
 
 
+def test_the_delay_of_f0_is_made_from_latencies():
+    # f0 and the update take 240 ms. At 30 frames a second that is 7.2 frames, for f1 fast enough.
+    latencies = Latencies({"f0": [230.0, 220.0], "f1": [10.0]}, {"f0": 9.0, "f1": 8.0}, 15.0)
+    assert streaming.delay_frames(latencies, 30.0) == 8
+    # At full speed a frame of f1 takes 18 ms: 13.3 frames.
+    assert streaming.delay_frames(latencies, 1e4) == 14
+    # No camera is so slow that the same frame is served.
+    assert streaming.delay_frames(latencies, 0.5) == 1
+
+
+def test_a_delay_beside_the_measured_one_is_refused():
+    with pytest.raises(UserError, match=r"'async9\+delay11': --streaming takes f0's delay from"):
+        streaming.evaluate(
+            Perfect(), [moving_clip()], [rollout.parse_mode("async9+delay11")], ["thing"],
+            BoxCoder(10.0, 10.0, 5.0, 5.0), fps=FPS, latencies=SLOW,
+        )  # fmt: skip
+
+
+def test_chance_differs_from_clip_to_clip():
+    [result] = streaming.evaluate(
+        Perfect(), [moving_clip() for _ in range(12)], [rollout.parse_mode("random50")], ["thing"],
+        BoxCoder(10.0, 10.0, 5.0, 5.0), fps=FPS, latencies=SLOW,
+    ).values()  # fmt: skip
+    assert len(set(result.score.f0_frames)) > 4
+
+
 def test_files_that_are_none_are_refused(tmp_path):
     with pytest.raises(UserError, match=r"no measurement of float32 with 1 .*\('int8', 1\)"):
         streaming.read_latencies(host_file(tmp_path), "float32", 1, trace=False)

@@ -1,4 +1,7 @@
-"""The VID evaluator against hand-worked cases and a literal loop over everything."""
+"""The VID evaluator against hand-worked cases and a literal loop over everything.
+
+The motion split here is the strict one; the field's is in test_motion_split.
+"""
 
 import dataclasses
 import json
@@ -152,7 +155,7 @@ def test_equals_the_literal_loop(matching):
     # A small frame, so that the size-dependent threshold is far below .5 for most objects.
     size = (60, 90)
     clips = [random_clip(rng, frames, 3) for frames in (14, 1, 25, 9, 17) * 4]
-    evaluator = VidMap(3, matching=matching)
+    evaluator = VidMap(3, matching=matching, motion_rule="strict")
     for detections, clip_truth in clips:
         evaluator.add_clip(detections, clip_truth, image_size=size)
     result = evaluator.result()
@@ -304,7 +307,7 @@ def test_objects_of_other_speeds_are_neither_missed_nor_wrong():
     clip = speedy_clip()
     # Everything still is found, nothing fast is: half the objects, precision 1 until then.
     still = [frame([boxes[0]], [0.9], [1]) for boxes, _, _ in clip]
-    evaluator = VidMap(1)
+    evaluator = VidMap(1, motion_rule="strict")
     evaluator.add_clip(still, clip)
     result = evaluator.result()
     assert result.mean_ap == pytest.approx(0.5)
@@ -342,7 +345,7 @@ def test_a_detection_of_nothing_is_wrong_at_every_speed():
         frame([square(0.8, 0.8), boxes[1], boxes[0]], [0.9, 0.5, 0.4], [1, 1, 1])
         for boxes, _, _ in clip
     ]
-    evaluator = VidMap(1)
+    evaluator = VidMap(1, motion_rule="strict")
     evaluator.add_clip(found, clip)
     result = evaluator.result()
     assert result.motion["slow"] == pytest.approx(0.5)
@@ -352,7 +355,7 @@ def test_a_detection_of_nothing_is_wrong_at_every_speed():
     doubled = [
         frame([*f[0], boxes[1]], [*f[1], 0.45], [1] * 4) for f, (boxes, _, _) in zip(found, clip)
     ]
-    evaluator = VidMap(1)
+    evaluator = VidMap(1, motion_rule="strict")
     evaluator.add_clip(doubled, clip)
     assert evaluator.result().motion["slow"] == pytest.approx(0.5)
     assert evaluator.result().motion["fast"] == pytest.approx(0.5)
@@ -370,7 +373,7 @@ def test_an_object_that_counts_goes_before_one_that_is_ignored():
         for t in range(5)
     ]
     found = [frame([boxes[0]], [0.9], [1]) for boxes, _, _ in clip]
-    evaluator = VidMap(1)
+    evaluator = VidMap(1, motion_rule="strict")
     evaluator.add_clip(found, clip)
     result = evaluator.result()
     assert result.counts["slow"] == result.counts["fast"] == 5
@@ -429,6 +432,8 @@ def test_wrong_input_is_named(detections, clip_truth, message):
 def test_wrong_settings_are_named():
     with pytest.raises(ValueError, match="'voc' is not one of plain, size_dependent"):
         VidMap(2, matching="voc")
+    with pytest.raises(ValueError, match="'coco' is not one of fgfa, strict"):
+        VidMap(2, motion_rule="coco")
     with pytest.raises(ValueError, match="2 different names"):
         VidMap(2, labels=["a", "a"])
     with pytest.raises(ValueError, match="image_size"):

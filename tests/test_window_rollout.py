@@ -76,6 +76,15 @@ def test_random_clips_differ():
     assert set(rolled.actions[0, 1:]) == set(range(9))
 
 
+def test_random_windows_are_of_the_clip_and_not_of_the_batch():
+    def actions(batch, first):
+        mode = parse_mode("random")
+        return roll(Counting(), numbered(30, batch), mode, first_clip=first).actions.tolist()
+
+    assert actions(4, 0) == actions(2, 0) + actions(2, 2)
+    assert len({tuple(clip) for clip in actions(4, 0)}) == 4
+
+
 def test_keyframes_are_shown_until_the_next_and_late():
     assert shown("full+interval3")[2] == [0, 0, 0, 3, 3, 3, 6]
     late = shown("full+interval3+delay2")[2]

@@ -16,6 +16,7 @@ from memvid_tf.runtime import windowed
 from memvid_tf.runtime.bundle import Bundle
 from memvid_tf.runtime.detector import HEADS
 from memvid_tf.runtime.preprocess import resize, storer
+from memvid_tf.runtime.schedules import bound
 
 RECORD = "recorded.bin"
 INTERLEAVED = ("f0", "f1", "sync", "async", "adaptive", "adaptive+async")
@@ -29,7 +30,8 @@ class ScheduleSetting:
 
     Attributes:
       name: one of `INTERLEAVED` or `PATCHWORK`, whichever the bundle is.
-      tau: of "sync" and "async"; most frames of f1 in a row, or None, of the adaptive ones.
+      tau: of "sync" and "async"; of the adaptive ones most frames of f1 in a row, 0 for any
+        number, None for the bundle's bound.
       threads: of one invoke in the calling thread; the worker of the asynchronous ones has one.
       frames: number of frames that are measured.
       warm_up: number of frames before them.
@@ -153,7 +155,10 @@ def _interleaved(bundle: Bundle, setting: ScheduleSetting) -> tuple[dict, list, 
     updates = manifest.updates_state
     lines.append(("updates_state", int(updates["f0"]), int(updates["f1"])))
     kind = "async" if setting.asynchronous else "sync"
-    tau = {"f0": 0, "f1": -1}.get(setting.name, -1 if setting.tau is None else setting.tau)
+    tau = {"f0": 0, "f1": None}.get(setting.name, setting.tau)
+    if setting.adaptive:
+        tau = bound(manifest.policy, setting.tau)
+    tau = -1 if tau is None else tau
     lines.append(("schedule", kind, "adaptive" if setting.adaptive else "fixed", tau))
     return calls, lines, content
 

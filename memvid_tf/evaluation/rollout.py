@@ -6,6 +6,7 @@ depend on the mode, so each frame passes each extractor once, however many modes
 
 import dataclasses
 import re
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -14,7 +15,10 @@ from memvid_tf.errors import UserError
 from memvid_tf.runtime import schedules
 from memvid_tf.runtime.manifest import PolicySpec
 
+# f0's result serves the next frame but for a mode that names a delay. On LFS's phone f0 takes about
+# eleven frames of asynchronous inference (table 2: 4.2 frames a second against 48.8).
 ASYNC_DELAY_FRAMES = 1
+_DELAY = re.compile(r"(.*)\+delay([1-9][0-9]{0,2})")
 
 
 class Network(Protocol):
@@ -54,7 +58,8 @@ class Mode:
       tau: f1 frames after each f0 frame; 0 is f0 alone, None is f1 alone. None in the modes of the
         next three.
       adaptive: whether the policy decides.
-      max_tau: most f1 frames in a row that the policy may decide on; None for any number.
+      max_tau: most f1 frames in a row that the policy may decide on; None for its own bound, 0
+        for any number.
       random_percent: of the frames, drawn at random, that f0 gets, or None.
       asynchronous: whether f0 runs beside f1, which makes all detections.
       f1_updates: whether f1 writes to the memory too, which LFS 3.2 argues against.
@@ -76,16 +81,18 @@ class Mode:
 
     @property
     def name(self) -> str:
-        """As `parse_mode` reads it, without the delay."""
+        """As `parse_mode` reads it."""
         if self.random_percent is not None:
             return f"random{self.random_percent}"
         if self.adaptive:
             bound = "" if self.max_tau is None else str(self.max_tau)
-            return f"adaptive{bound}{'+async' if self.asynchronous else ''}"
-        base = {None: "f1", 0: "f0"}.get(self.tau, str(self.tau))
-        if self.asynchronous:
+            base = f"adaptive{bound}{'+async' if self.asynchronous else ''}"
+        elif self.asynchronous:
             base = f"async{self.tau}"
-        return f"{base}+update" if self.f1_updates else base
+        else:
+            base = {None: "f1", 0: "f0"}.get(self.tau, str(self.tau))
+        delay = f"+delay{self.delay_frames}" if self.delay_frames != ASYNC_DELAY_FRAMES else ""
+        return f"{base}{'+update' if self.f1_updates else ''}{delay}"
 
 
 def parse_mode(text: str) -> Mode:
@@ -93,12 +100,21 @@ def parse_mode(text: str) -> Mode:
 
     Args:
       text: "f0", "f1", "9" or "async9", optionally with "+update"; "adaptive", or "adaptive19" with
-        at most 19 frames of f1 in a row, optionally with "+async"; "random20", f0 on 20 % of the
-        frames.
+        at most 19 frames of f1 in a row ("adaptive0" with any number), optionally with "+async";
+        "random20", f0 on 20 % of the frames. Asynchronous ones optionally with "+delay11": f0's
+        result serves the eleventh frame after its own, in place of the next.
 
     Raises:
       UserError: on anything else.
     """
+    delayed = _DELAY.fullmatch(text)
+    if delayed:
+        mode = parse_mode(delayed[1])
+        if not mode.asynchronous or mode.delay_frames != ASYNC_DELAY_FRAMES:
+            raise UserError(
+                f"mode {text!r}: one delay of f0 is of asynchronous modes, as in 'async9+delay11'"
+            )
+        return dataclasses.replace(mode, delay_frames=int(delayed[2]))
     adaptive = re.fullmatch(r"adaptive([0-9]*)(\+async)?", text)
     if adaptive:
         bound = int(adaptive[1]) if adaptive[1] else None
@@ -112,7 +128,10 @@ def parse_mode(text: str) -> Mode:
         return Mode(None, random_percent=int(random[1]))
     word, plus, suffix = text.partition("+")
     if plus and suffix != "update":
-        raise UserError(f"mode {text!r}: after '+' only 'update' is known, as in '9+update'")
+        raise UserError(
+            f"mode {text!r}: after '+' only 'update' and, of asynchronous modes, 'delay1' to "
+            "'delay999' are known, as in '9+update' and 'async9+delay11'"
+        )
     asynchronous = word.startswith("async")
     schedule = schedules.parse(word.removeprefix("async"))
     if asynchronous and (not schedule.tau or suffix):
@@ -120,6 +139,18 @@ def parse_mode(text: str) -> Mode:
             f"mode {text!r}: asynchronous modes are 'async' and tau ≥ 1, as in 'async9'"
         )
     return Mode(schedule.tau, asynchronous, f1_updates=bool(suffix))
+
+
+def delayed(modes: Sequence[Mode], delay_frames: int) -> list[Mode]:
+    """The modes, each once, asynchronous ones that name no delay with this one."""
+    return list(
+        dict.fromkeys(
+            dataclasses.replace(mode, delay_frames=delay_frames)
+            if mode.asynchronous and mode.delay_frames == ASYNC_DELAY_FRAMES
+            else mode
+            for mode in modes
+        )
+    )
 
 
 def extract_all(network: Network, frames: np.ndarray) -> dict[str, list[Any]]:
@@ -136,6 +167,30 @@ def extract_all(network: Network, frames: np.ndarray) -> dict[str, list[Any]]:
         extractor: [network.extract(frames[:, t], extractor) for t in range(frames.shape[1])]
         for extractor in ("f0", "f1")
     }
+
+
+class Recent(Sequence):
+    """Features of one extractor, computed where somebody wants them; the latest are kept.
+
+    Args:
+      network: the detector.
+      frames: [B, T, H, W, 3] uint8.
+      extractor: "f0" or "f1".
+      keep: how many frames back somebody may still ask for.
+    """
+
+    def __init__(self, network: Network, frames: np.ndarray, extractor: str, keep: int):
+        self._network, self._frames, self._extractor = network, frames, extractor
+        self._keep, self._known = keep, {}
+
+    def __len__(self) -> int:
+        return self._frames.shape[1]
+
+    def __getitem__(self, t: int) -> Any:
+        if t not in self._known:
+            self._known = {u: x for u, x in self._known.items() if u >= t - self._keep}
+            self._known[t] = self._network.extract(self._frames[:, t], self._extractor)
+        return self._known[t]
 
 
 class Rollout(NamedTuple):
@@ -170,17 +225,21 @@ class _Fixed:
 
 
 class _Random:
-    """f0 on the first frame, then by lot: the control that a learned policy has to beat."""
+    """f0 on the first frame, then by lot: the control that a learned policy has to beat.
+
+    Every clip of a set has draws of its own, however clips are batched.
+    """
 
     wants_candidate = False
 
-    def __init__(self, percent: int, batch: int):
-        self._share, self._batch = percent / 100, batch
-        self._rng = np.random.default_rng(percent)
+    def __init__(self, percent: int, batch: int, first_clip: int):
+        self._share = percent / 100
+        clips = range(first_clip, first_clip + batch)
+        self._generators = [np.random.default_rng([percent, clip]) for clip in clips]
 
     def picks(self, t):
-        draws = self._rng.random(self._batch)
-        return np.full(self._batch, True) if t == 0 else draws < self._share
+        draws = np.array([generator.random() for generator in self._generators])
+        return (draws < self._share) | (t == 0)
 
     def observe(self, f0_ran, after, before):
         """Chance has no memory."""
@@ -197,7 +256,8 @@ class _Adaptive:
             )
         self.wants_candidate = network.policy.observes == "candidate"
         self._network, self._batch = network, batch
-        self._history = schedules.ActionHistory(batch, network.policy.history, max_tau)
+        bound = schedules.bound(network.policy, max_tau)
+        self._history = schedules.ActionHistory(batch, network.policy.history, bound)
         self._q_values = None
 
     def picks(self, t):
@@ -210,8 +270,16 @@ class _Adaptive:
         self._q_values = self._network.q_values(after, before, self._history.eta)
 
 
-def picker(mode: Mode, network: Network, batch: int) -> _Fixed | _Random | _Adaptive:
+def picker(
+    mode: Mode, network: Network, batch: int, first_clip: int = 0
+) -> _Fixed | _Random | _Adaptive:
     """Who decides about `batch` clips in a mode: see `_Fixed`.
+
+    Args:
+      mode: how the frames are distributed.
+      network: the detector.
+      batch: number of clips.
+      first_clip: number of the first one in its set, of which chance is drawn.
 
     Raises:
       UserError: an adaptive mode of a network without a policy, or one in which f1 should write a
@@ -225,23 +293,48 @@ def picker(mode: Mode, network: Network, batch: int) -> _Fixed | _Random | _Adap
     if mode.adaptive:
         return _Adaptive(network, batch, mode.max_tau)
     if mode.random_percent is not None:
-        return _Random(mode.random_percent, batch)
+        return _Random(mode.random_percent, batch, first_clip)
     kind = schedules.DueSchedule if mode.asynchronous else schedules.FixedSchedule
     return _Fixed(kind(mode.tau), batch)
 
 
-def roll(network: Network, features: dict[str, list[Any]], batch: int, mode: Mode) -> Rollout:
-    """Runs clips in one mode.
+def roll(
+    network: Network,
+    features: dict[str, Sequence[Any]],
+    batch: int,
+    mode: Mode,
+    first_clip: int = 0,
+) -> Rollout:
+    """Runs clips in one mode; arguments as `frame_by_frame`."""
+    boxes, logits, f0 = zip(*frame_by_frame(network, features, batch, mode, first_clip))
+    return Rollout(np.stack(boxes, 1), np.stack(logits, 1), np.stack(f0, 1))
+
+
+def frame_by_frame(
+    network: Network,
+    features: dict[str, Sequence[Any]],
+    batch: int,
+    mode: Mode,
+    first_clip: int = 0,
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Runs clips in one mode, a frame at a time.
 
     Args:
       network: the detector.
-      features: of `extract_all`.
+      features: of `extract_all`, or `Recent` by extractor.
       batch: number of clips.
       mode: how the frames are distributed.
+      first_clip: see `picker`.
+
+    Returns:
+      An iterator over frames: box encodings [B, A, 4] and class logits [B, A, 1 + C], both float32,
+      and where f0 ran, or was started, [B] bool.
+
+    Raises:
+      UserError: see `picker`.
     """
     run = _roll_beside if mode.asynchronous else _roll_in_turn
-    boxes, logits, f0 = zip(*run(network, features, batch, mode))
-    return Rollout(np.stack(boxes, 1), np.stack(logits, 1), np.stack(f0, 1))
+    return run(network, features, batch, mode, picker(mode, network, batch, first_clip))
 
 
 def step_of_each(network: Network, features: dict[str, Any], state: Any, f0: np.ndarray):
@@ -266,10 +359,9 @@ def step_of_each(network: Network, features: dict[str, Any], state: Any, f0: np.
     return boxes, logits, network.choose(f0, state0, state1)
 
 
-def _roll_in_turn(network, features, batch, mode):
+def _roll_in_turn(network, features, batch, mode, decides):
     """Yields the heads of every frame, and where f0 ran: one extractor a frame."""
-    state, decides = network.initial_state(batch), picker(mode, network, batch)
-    seen = state
+    state = seen = network.initial_state(batch)
     for t in range(len(features["f0"])):
         f0 = decides.picks(t)
         both = {extractor: frames[t] for extractor, frames in features.items()}
@@ -281,14 +373,14 @@ def _roll_in_turn(network, features, batch, mode):
         yield boxes, logits, f0
 
 
-def _roll_beside(network, features, batch, mode):
+def _roll_beside(network, features, batch, mode, decides):
     """Yields the same where f0 runs beside f1, which makes all detections.
 
     The first frame waits for f0, since detections from an empty memory are useless; then f0 starts
     where it is wanted and not still running, as `runtime.AsyncRunner` does.
     """
-    state, decides = network.initial_state(batch), picker(mode, network, batch)
-    nowhere, seen = np.zeros(batch, bool), state
+    state = seen = network.initial_state(batch)
+    nowhere = np.zeros(batch, bool)
     started = []
     for t in range(len(features["f0"])):
         arrived = nowhere

@@ -11,8 +11,9 @@ from memvid_tf.evaluation.vid_map import VidMap, VidMapResult
 from memvid_tf.runtime import postprocess
 from memvid_tf.runtime.manifest import BoxCoder, PostSpec
 
-# Low enough that the precision-recall curve is whole; a viewer's threshold is higher.
-SCORING = PostSpec(score_threshold=0.02, iou_threshold=0.5, max_detections=100)
+# The field's least score while scoring (FGFA's and its followers' tests of ImageNet VID): low enough
+# that the precision-recall curve is whole. A viewer's threshold, the bundle's own, is higher.
+SCORING = PostSpec(score_threshold=1e-3, iou_threshold=0.5, max_detections=100)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,11 +24,13 @@ class ModeResult(VidMapResult):
       f0_share: part of the frames on which f0 ran, in [0, 1].
       f0_frames: those frames of every clip, in the order of the data; None where the schedule is
         the same for all clips.
+      delay_frames: asynchronously, after how many frames f0's result was taken to be there.
       coco: COCO's numbers, where they were asked for.
     """
 
     f0_share: float
     f0_frames: tuple[tuple[int, ...], ...] | None = None
+    delay_frames: int | None = None
     coco: CocoResult | None = None
 
     def to_json(self) -> dict:
@@ -35,6 +38,8 @@ class ModeResult(VidMapResult):
         own = {"f0_share": self.f0_share}
         if self.f0_frames is not None:
             own["f0_frames"] = [" ".join(map(str, frames)) for frames in self.f0_frames]
+        if self.delay_frames is not None:
+            own["delay_frames"] = self.delay_frames
         if self.coco is not None:
             own["coco"] = self.coco.to_json()
         return {**super().to_json(), **own}
@@ -45,12 +50,18 @@ class Scores:
 
     Args:
       labels: class names.
-      matching: of `VidMap`.
+      matching, motion_rule: of `VidMap`.
       coco: whether COCO's numbers are wanted.
     """
 
-    def __init__(self, labels: Sequence[str], matching: str = "plain", coco: bool = False):
-        self.vid_map = VidMap(len(labels), labels, matching)
+    def __init__(
+        self,
+        labels: Sequence[str],
+        matching: str = "plain",
+        motion_rule: str = "fgfa",
+        coco: bool = False,
+    ):
+        self.vid_map = VidMap(len(labels), labels, matching, motion_rule)
         self.coco = CocoAp(labels) if coco else None
 
     def add_clip(self, *arguments, **more) -> None:
@@ -109,13 +120,22 @@ def score_clip(
     """
     frames = range(int(clip["num_frames"]))
     found = [detect(box_encodings[t], class_logits[t], anchors, coder) for t in frames]
+    add_detections(scores, clip, found)
+    return found
+
+
+def add_detections(
+    scores: VidMap | Scores,
+    clip: dict[str, np.ndarray],
+    found: Sequence[postprocess.Detections],
+) -> None:
+    """Adds the detections of one clip, of each valid frame, to a score; see `score_clip`."""
     scores.add_clip(
         [(d.boxes, d.scores, d.classes + 1) for d in found],
-        [frame_truth(clip, t) for t in frames],
+        [frame_truth(clip, t) for t in range(len(found))],
         image_size=tuple(clip["source_size"].tolist()),
         video=video_of(clip),
     )
-    return found
 
 
 def evaluate(
@@ -126,6 +146,7 @@ def evaluate(
     coder: BoxCoder,
     *,
     matching: str = "plain",
+    motion_rule: str = "fgfa",
     coco: bool = False,
     advance: Callable[[int], None] = lambda clips: None,
 ) -> dict[str, ModeResult]:
@@ -137,37 +158,63 @@ def evaluate(
       modes: the inference modes to score.
       labels: class names.
       coder: scales of the box code.
-      matching: of `VidMap`.
+      matching, motion_rule: of `VidMap`.
       coco: whether COCO's numbers are wanted too.
       advance: called with the number of clips done since the last call.
 
     Returns:
       The result by the name of the mode.
     """
-    scores = {mode.name: Scores(labels, matching, coco) for mode in modes}
+    scores = {mode.name: Scores(labels, matching, motion_rule, coco) for mode in modes}
     picked = {mode.name: [] for mode in modes}
+    done = 0
     for batch in batches:
-        features = rollout.extract_all(network, batch["frames"])
         clips = len(batch["frames"])
+        found = _detected(network, batch, modes, coder, first_clip=done)
         for mode in modes:
-            boxes, logits, f0 = rollout.roll(network, features, clips, mode)
-            for i in range(clips):
+            for i, of_clip in enumerate(found[mode.name]):
                 clip = {name: value[i] for name, value in batch.items()}
-                score_clip(scores[mode.name], clip, boxes[i], logits[i], network.anchors, coder)
-                picked[mode.name].append(f0[i, : clip["num_frames"]])
+                detections, f0 = zip(*of_clip)
+                add_detections(scores[mode.name], clip, detections)
+                picked[mode.name].append(np.array(f0))
+        done += clips
         advance(clips)
-    return {
-        mode.name: _result(scores[mode.name], picked[mode.name], mode.is_fixed) for mode in modes
+    return {mode.name: _result(scores[mode.name], picked[mode.name], mode) for mode in modes}
+
+
+def _detected(network, batch, modes, coder, first_clip):
+    """By mode and clip, of each valid frame its detections and whether f0 ran.
+
+    All modes go through the frames together: of a long video neither features nor heads are kept.
+    """
+    clips, length = batch["frames"].shape[:2]
+    keep = max((mode.delay_frames for mode in modes if mode.asynchronous), default=0)
+    features = {
+        extractor: rollout.Recent(network, batch["frames"], extractor, keep)
+        for extractor in ("f0", "f1")
     }
+    runs = {
+        mode.name: rollout.frame_by_frame(network, features, clips, mode, first_clip)
+        for mode in modes
+    }
+    found = {name: [[] for _ in range(clips)] for name in runs}
+    for t in range(length):
+        for name, run in runs.items():
+            boxes, logits, f0 = next(run)
+            for i in np.flatnonzero(batch["num_frames"] > t):
+                detections = detect(boxes[i], logits[i], network.anchors, coder)
+                found[name][i].append((detections, f0[i]))
+    return found
 
 
-def _result(scores: Scores, picked: list[np.ndarray], is_fixed: bool) -> ModeResult:
-    """The result, with where f0 ran: [frames] bool of every clip."""
+def _result(scores: Scores, picked: list[np.ndarray], mode: rollout.Mode) -> ModeResult:
+    """The result of a mode, with where f0 ran: [frames] bool of every clip."""
     share = float(np.concatenate(picked).mean())
     frames = tuple(tuple(np.flatnonzero(f0).tolist()) for f0 in picked)
     return ModeResult(
         **vars(scores.vid_map.result()),
         f0_share=share,
-        f0_frames=None if is_fixed else frames,
+        f0_frames=None if mode.is_fixed else frames,
+        delay_frames=mode.delay_frames if mode.asynchronous else None,
         coco=scores.coco.result() if scores.coco else None,
     )

@@ -103,6 +103,20 @@ def read_latencies(path: str, precision: str, threads: int, trace: bool) -> Late
     return Latencies(extract, memory, update, policy)
 
 
+def delay_frames(latencies: Latencies, fps: float) -> int:
+    """Asynchronously, the frames from one on which f0 starts to the first that its result serves.
+
+    Frames follow one another as the camera gives them, or as f1 can take them where that is slower.
+
+    Args:
+      latencies: of the detector.
+      fps: frames a second of the camera.
+    """
+    busy_ms = float(np.mean(latencies.extract_ms["f0"])) + latencies.update_ms
+    frame_ms = float(np.mean(latencies.extract_ms["f1"])) + latencies.memory_ms["f1"]
+    return max(1, math.ceil(busy_ms / max(frame_ms, 1e3 / fps)))
+
+
 class Output(NamedTuple):
     """Detections that have become ready.
 
@@ -163,7 +177,12 @@ Features = Callable[[str, int], Any]  # of one clip, by extractor and frame
 
 
 def stream_in_turn(
-    network: rollout.Network, features: Features, camera: Camera, mode: rollout.Mode, clock: Clock
+    network: rollout.Network,
+    features: Features,
+    camera: Camera,
+    mode: rollout.Mode,
+    clock: Clock,
+    clip: int = 0,
 ) -> tuple[list[Output], list[int]]:
     """One clip with one extractor a frame.
 
@@ -173,11 +192,12 @@ def stream_in_turn(
       camera: of the clip.
       mode: a synchronous mode.
       clock: of the detector.
+      clip: its number in the set, of which chance is drawn.
 
     Returns:
       What becomes ready, in order, and the frames on which f0 ran.
     """
-    state, decides = network.initial_state(1), rollout.picker(mode, network, 1)
+    state, decides = network.initial_state(1), rollout.picker(mode, network, 1, clip)
     outputs, f0_frames, now, seen = [], [], 0.0, state
     while (taken := camera.take(now)) is not None:
         frame, now = taken
@@ -197,10 +217,15 @@ def stream_in_turn(
 
 
 def stream_beside(
-    network: rollout.Network, features: Features, camera: Camera, mode: rollout.Mode, clock: Clock
+    network: rollout.Network,
+    features: Features,
+    camera: Camera,
+    mode: rollout.Mode,
+    clock: Clock,
+    clip: int = 0,
 ) -> tuple[list[Output], list[int]]:
     """The same with f0 beside f1: an asynchronous mode."""
-    memory, decides = network.initial_state(1), rollout.picker(mode, network, 1)
+    memory, decides = network.initial_state(1), rollout.picker(mode, network, 1, clip)
     outputs, f0_frames, now, seen = [], [], 0.0, memory
     pending = None  # when the worker is done, and the memory it makes
     while (taken := camera.take(now)) is not None:
@@ -272,9 +297,9 @@ class StreamingResult:
 class _Score:
     """What one mode did so far."""
 
-    def __init__(self, labels, matching, latencies):
+    def __init__(self, labels, matching, motion_rule, latencies):
         self.clock = Clock(latencies)
-        self.vid_map = VidMap(len(labels), labels, matching)
+        self.vid_map = VidMap(len(labels), labels, matching, motion_rule)
         self.f0_frames, self.ages_ms = [], []
         self.processed = self.frames = 0
 
@@ -300,6 +325,7 @@ def evaluate(
     latencies: Latencies,
     deadline_ms: float = 0.0,
     matching: str = "plain",
+    motion_rule: str = "fgfa",
     advance: Callable[[int], None] = lambda clips: None,
 ) -> dict[str, StreamingResult]:
     """Streaming accuracy of a detector; arguments as `scoring.evaluate`, and
@@ -313,14 +339,21 @@ def evaluate(
       The result by the name of the mode.
 
     Raises:
-      UserError: an adaptive mode where the policy was not measured.
+      UserError: an adaptive mode where the policy was not measured, or a delay of f0 beside the
+        one that the latencies make.
     """
+    for mode in modes:
+        if mode.delay_frames != rollout.ASYNC_DELAY_FRAMES:
+            raise UserError(
+                f"mode {mode.name!r}: --streaming takes f0's delay from --latency; leave "
+                f"'+delay{mode.delay_frames}' out"
+            )
     if latencies.policy_ms is None and any(mode.adaptive for mode in modes):
         raise UserError(
             "--latency is of a bundle without a policy; measure one with a policy, or leave the "
             "adaptive modes out"
         )
-    scores = {mode.name: _Score(labels, matching, latencies) for mode in modes}
+    scores = {mode.name: _Score(labels, matching, motion_rule, latencies) for mode in modes}
     for batch in batches:
         for i in range(len(batch["frames"])):
             clip = {name: value[i] for name, value in batch.items()}
@@ -343,7 +376,8 @@ def _features_of(network, frames) -> Features:
 def _stream_clip(score, network, features, clip, mode, coder, fps, deadline_ms):
     count = int(clip["num_frames"])
     stream = stream_beside if mode.asynchronous else stream_in_turn
-    outputs, f0_frames = stream(network, features, Camera(count, fps), mode, score.clock)
+    camera, number = Camera(count, fps), len(score.f0_frames)
+    outputs, f0_frames = stream(network, features, camera, mode, score.clock, number)
     found = [
         scoring.detect(o.box_encodings, o.class_logits, network.anchors, coder) for o in outputs
     ]

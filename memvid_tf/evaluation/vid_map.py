@@ -8,9 +8,10 @@ matching rules, and every result names the one it used:
   object of w x h pixels, with extents counted as `max - min + 1` in the threshold and the IoU.
 
 Motion split (Zhu et al., Flow-Guided Feature Aggregation, section 5): an object's motion IoU is
-the mean IoU with the same track's boxes up to ten frames before and after; slow > .9, medium
-.7-.9, fast < .7. For a split, objects of other speeds are ignored: missing one costs nothing, and
-a detection of one is neither right nor wrong. A detection of nothing is wrong in every split.
+the mean IoU with the same track's boxes up to ten frames before and after; slow from .9, medium
+.7-.9, fast to .7. For a split, objects of other speeds are ignored: missing one costs nothing, and
+a detection of one is neither right nor wrong. What a detection of nothing costs a split is the
+question that `motion_split` has two answers to; every result names the one it used.
 
 Within a frame, detections choose in order of falling score the best-overlapping object that is
 still free; a second detection of an object is wrong. Equal scores keep the order of arrival.
@@ -22,14 +23,17 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from memvid_tf.evaluation import motion_split
+from memvid_tf.evaluation.motion_split import (  # noqa: F401  (the split is named from here)
+    MOTION_RULES,
+    SPEEDS,
+    UNKNOWN_SPEED,
+    motion_speed,
+)
+
 MATCHING = ("plain", "size_dependent")
 IOU_THRESHOLD = 0.5
 MOTION_WINDOW_FRAMES = 10
-# Bounds of the motion IoU, `low <= value <= high` decided by `motion_speed`; the field's values.
-FAST_BELOW = 0.7
-SLOW_ABOVE = 0.9
-SPEEDS = ("slow", "medium", "fast")
-UNKNOWN_SPEED = -1
 
 FrameDetections = tuple[np.ndarray, np.ndarray, np.ndarray]
 FrameTruth = tuple[np.ndarray, np.ndarray, np.ndarray]
@@ -52,15 +56,17 @@ class VidMapResult:
 
     Attributes:
       matching: 'plain' or 'size_dependent'.
+      motion_rule: 'fgfa' or 'strict', see `motion_split`.
       mean_ap: mean over the classes with ground truth, in [0, 1].
       per_class_ap: label -> average precision.
       motion: 'slow', 'medium', 'fast' -> mean average precision on the objects of that speed.
-      counts: numbers of clips, frames, detections, objects, and objects of each speed
-        ('unknown_speed' for an object seen in no other frame within the window).
+      counts: numbers of clips, frames, detections, objects, and objects of each speed;
+        'unknown_speed' are seen in no other frame within the window ('fgfa' has them among 'fast').
       videos: every video alone, in the order of its first clip; not part of the JSON.
     """
 
     matching: str
+    motion_rule: str
     mean_ap: float
     per_class_ap: dict[str, float]
     motion: dict[str, float]
@@ -75,6 +81,7 @@ class VidMapResult:
 
         return {
             "matching": self.matching,
+            "motion_rule": self.motion_rule,
             "mean_ap": number(self.mean_ap),
             "per_class_ap": {label: number(ap) for label, ap in self.per_class_ap.items()},
             "motion": {speed: number(ap) for speed, ap in self.motion.items()},
@@ -155,19 +162,17 @@ def motion_iou(
     return result
 
 
-def motion_speed(values: np.ndarray) -> np.ndarray:
-    """Index into `SPEEDS` for motion IoUs [...]; `UNKNOWN_SPEED` where the value is nan."""
-    speed = np.where(values > SLOW_ABOVE, 0, np.where(values < FAST_BELOW, 2, 1))
-    return np.where(np.isnan(values), UNKNOWN_SPEED, speed)
-
-
-def average_precision(scores: np.ndarray, correct: np.ndarray, positives: int) -> float:
+def average_precision(
+    scores: np.ndarray, correct: np.ndarray, positives: int, wrong: np.ndarray | None = None
+) -> float:
     """All-point average precision.
 
     Args:
       scores: [n] confidences, in any order.
       correct: [n] bool, whether a detection was right.
       positives: number of objects to be found.
+      wrong: [n] in [0, 1], how much a detection counts as a false one; by default 1 where it was
+        not right.
 
     Returns:
       The area under the precision envelope over recall, in [0, 1]; nan without positives.
@@ -176,8 +181,10 @@ def average_precision(scores: np.ndarray, correct: np.ndarray, positives: int) -
         return math.nan
     order = np.argsort(-np.asarray(scores, np.float64), kind="stable")
     correct = np.asarray(correct, bool)[order]
+    wrong = ~correct if wrong is None else np.asarray(wrong, np.float64)[order]
     hits = np.cumsum(correct)
-    precision = hits / np.arange(1, len(hits) + 1)
+    # Nothing before the first that is right or wrong has a precision.
+    precision = hits / np.maximum(hits + np.cumsum(wrong), np.finfo(np.float64).tiny)
     envelope = np.maximum.accumulate(precision[::-1])[::-1]
     # Recall rises by 1/positives at each right detection and stays between them.
     return float(envelope[correct].sum() / positives)
@@ -190,9 +197,10 @@ class VidMap:
       num_classes: number of object classes C; class ids are 1..C.
       labels: C names for the result, or None for '1'..'C'.
       matching: 'plain' or 'size_dependent', see the module's docstring.
+      motion_rule: 'fgfa' or 'strict', see `motion_split`.
 
     Raises:
-      ValueError: on an unknown matching rule or a wrong number of labels.
+      ValueError: on an unknown rule or a wrong number of labels.
     """
 
     def __init__(
@@ -200,7 +208,10 @@ class VidMap:
         num_classes: int,
         labels: Sequence[str] | None = None,
         matching: str = "plain",
+        motion_rule: str = "fgfa",
     ):
+        if motion_rule not in MOTION_RULES:
+            raise ValueError(f"motion_rule {motion_rule!r} is not one of {', '.join(MOTION_RULES)}")
         if matching not in MATCHING:
             raise ValueError(f"matching {matching!r} is not one of {', '.join(MATCHING)}")
         if num_classes < 1:
@@ -209,14 +220,14 @@ class VidMap:
         self.labels = list(labels or [str(c) for c in range(1, num_classes + 1)])
         if len(self.labels) != num_classes or len(set(self.labels)) != num_classes:
             raise ValueError(f"labels must be {num_classes} different names, got {self.labels}")
-        self.matching = matching
+        self.matching, self.motion_rule = matching, motion_rule
         self._clips = 0
         self._frames = 0
         self._scores = [np.zeros(0)]
         self._classes = [np.zeros(0, np.int64)]
         # Row 0: every object counts. Rows 1..3: only the objects of one speed count.
         self._right = [np.zeros((4, 0), bool)]
-        self._ignored = [np.zeros((4, 0), bool)]
+        self._wrong = [np.zeros((4, 0))]
         self._positives = np.zeros((4, num_classes + 1), np.int64)
         # Of every clip: video, frames, objects of each class, and its part of the lists above.
         self._videos = []
@@ -276,21 +287,21 @@ class VidMap:
         boxes, classes, scores, there = _padded(found)
         real_boxes, real_classes, real_tracks, real_there = _padded(real)
         tracks = [frame_tracks for _, _, frame_tracks in real]
-        speeds = np.full(real_there.shape, UNKNOWN_SPEED)
-        speeds[real_there] = motion_speed(
-            np.concatenate(motion_iou([b for b, _, _ in real], tracks))
-        )
-        counted = np.stack([real_there] + [real_there & (speeds == s) for s in range(len(SPEEDS))])
+        motion = np.full(real_there.shape, np.nan)
+        motion[real_there] = np.concatenate(motion_iou([b for b, _, _ in real], tracks))
+        of_speed = motion_split.in_range(motion, self.motion_rule)
+        counted = np.concatenate([real_there[None], real_there & of_speed])
         for row, mask in enumerate(counted):
             self._positives[row] += np.bincount(real_classes[mask], minlength=self.num_classes + 1)
-        self._unknown_speed += int((real_there & (speeds == UNKNOWN_SPEED)).sum())
+        self._unknown_speed += int((real_there & np.isnan(motion)).sum())
         matches, overlap = self._candidates(boxes, classes, real_boxes, real_classes, image_size)
         matches &= there[:, :, None] & real_there[:, None, :]
-        right, ignored = _match(matches, overlap, counted, real_there)
+        judge = motion_split.JUDGES[self.motion_rule]
+        right, wrong = judge(matches, overlap, counted, real_there)
         self._scores.append(scores[there])
         self._classes.append(classes[there])
         self._right.append(right[:, there])
-        self._ignored.append(ignored[:, there])
+        self._wrong.append(wrong[:, there])
 
     def _candidates(self, boxes, classes, real_boxes, real_classes, image_size):
         """Which detections may match which objects: ([F, D, N] bool, [F, D, N] IoU)."""
@@ -313,20 +324,24 @@ class VidMap:
         scores = np.concatenate(self._scores)
         classes = np.concatenate(self._classes)
         right = np.concatenate(self._right, axis=1)
-        ignored = np.concatenate(self._ignored, axis=1)
+        wrong = np.concatenate(self._wrong, axis=1)
+        objects = self._positives.sum(axis=1)
+        for row, share in zip(wrong, objects / max(objects[0], 1)):
+            row[np.isnan(row)] = share
         precision = np.full((4, self.num_classes), np.nan)
         for class_id in range(1, self.num_classes + 1):
             of_class = classes == class_id
             for row in range(4):
-                kept = of_class & ~ignored[row]
                 precision[row, class_id - 1] = average_precision(
-                    scores[kept], right[row, kept], int(self._positives[row, class_id])
+                    scores[of_class],
+                    right[row, of_class],
+                    int(self._positives[row, class_id]),
+                    wrong[row, of_class],
                 )
         means = [
             float(np.mean(row[~np.isnan(row)])) if not np.isnan(row).all() else math.nan
             for row in precision
         ]
-        objects = self._positives.sum(axis=1)
         counts = {
             "clips": self._clips,
             "frames": self._frames,
@@ -337,6 +352,7 @@ class VidMap:
         counts["unknown_speed"] = self._unknown_speed
         return VidMapResult(
             matching=self.matching,
+            motion_rule=self.motion_rule,
             mean_ap=means[0],
             per_class_ap={label: float(ap) for label, ap in zip(self.labels, precision[0])},
             motion=dict(zip(SPEEDS, means[1:])),
@@ -405,34 +421,3 @@ def _padded(frames):
         padded[there] = joined
         result.append(padded)
     return *result, there
-
-
-def _match(matches, overlap, counted, there):
-    """Greedy matching of every frame and every row of `counted` at once.
-
-    Args:
-      matches: [F, D, N] bool, whether a detection may match an object.
-      overlap: [F, D, N] IoU.
-      counted: [R, F, N] bool, the objects that count in each row.
-      there: [F, N] bool, the objects that exist; those not counted are ignored.
-
-    Returns:
-      right [R, F, D] bool and ignored [R, F, D] bool.
-    """
-    rows, frames, objects = counted.shape
-    detections = matches.shape[1]
-    right = np.zeros((rows, frames, detections), bool)
-    ignored = np.zeros((rows, frames, detections), bool)
-    if objects == 0:
-        return right, ignored
-    free = counted.copy()
-    uncounted = there & ~counted
-    for d in range(detections):
-        candidates = free & matches[:, d]
-        best = np.where(candidates, overlap[:, d], -1.0).argmax(axis=-1)
-        hit = candidates.any(axis=-1)
-        right[:, :, d] = hit
-        row, frame = np.nonzero(hit)
-        free[row, frame, best[row, frame]] = False
-        ignored[:, :, d] = ~hit & (uncounted & matches[:, d]).any(axis=-1)
-    return right, ignored

@@ -150,7 +150,7 @@ class WindowRollout(NamedTuple):
 class _Picker:
     """Picks the windows of B clips: the runtime's policies, one a clip, or attention."""
 
-    def __init__(self, network: WindowNetwork, policy: str, batch: int):
+    def __init__(self, network: WindowNetwork, policy: str, batch: int, first_clip: int):
         self._network, self._learned = network, policy == LEARNED
         count = network.windows.count
         if self._learned and network.decay is None:
@@ -162,9 +162,10 @@ class _Picker:
             self._history = np.zeros([batch, count], np.float32)
             return
         made = POLICIES[policy]
-        # Clips differ in their random windows.
+        # Every clip of a set has random windows of its own, however clips are batched.
         self._policies = [
-            made(count, i) if policy == "random" else made(count) for i in range(batch)
+            made(count, clip) if policy == "random" else made(count)
+            for clip in range(first_clip, first_clip + batch)
         ]
 
     def pick(self, t: int, state: Any) -> np.ndarray:
@@ -176,13 +177,16 @@ class _Picker:
         return actions
 
 
-def roll(network: WindowNetwork, frames: np.ndarray, mode: WindowMode) -> WindowRollout:
+def roll(
+    network: WindowNetwork, frames: np.ndarray, mode: WindowMode, first_clip: int = 0
+) -> WindowRollout:
     """Runs clips in one mode.
 
     Args:
       network: the network.
       frames: [B, T, H, W, 3] uint8.
       mode: how.
+      first_clip: number of the first clip in its set, of which random windows are drawn.
 
     Raises:
       UserError: a mode that the network cannot run.
@@ -190,7 +194,7 @@ def roll(network: WindowNetwork, frames: np.ndarray, mode: WindowMode) -> Window
     if mode.policy != FULL and network.windows is None:
         raise UserError(f"mode {mode.name}: a single-frame network has no windows, only 'full'")
     batch, length = frames.shape[:2]
-    picker = None if mode.policy == FULL else _Picker(network, mode.policy, batch)
+    picker = None if mode.policy == FULL else _Picker(network, mode.policy, batch, first_clip)
     state = mirrored_state = None
     keys, actions = [], np.full([batch, length], -1, np.int32)
     for number, t in enumerate(range(0, length, mode.interval)):

@@ -54,6 +54,7 @@ def evaluate(
     labels: Sequence[str],
     coder: BoxCoder,
     *,
+    motion_rule: str = "fgfa",
     coco: bool = False,
     advance: Callable[[int], None] = lambda clips: None,
 ) -> dict[str, WindowResult]:
@@ -65,6 +66,7 @@ def evaluate(
       modes: the inference modes to score.
       labels: class names of a detector.
       coder: scales of the box code of a detector.
+      motion_rule: of `VidMap`; of a detector.
       coco: whether COCO's numbers of a detector are wanted too.
       advance: called with the number of clips done since the last call.
 
@@ -72,13 +74,16 @@ def evaluate(
       The result by the name of the mode.
     """
     segments = network.anchors is None
-    made = MaskScores if segments else functools.partial(scoring.Scores, labels, coco=coco)
+    made = MaskScores
+    if not segments:
+        made = functools.partial(scoring.Scores, labels, motion_rule=motion_rule, coco=coco)
     scores = {mode.name: made() for mode in modes}
     picked = {mode.name: [] for mode in modes}
+    done = 0
     for batch in batches:
         clips = len(batch["frames"])
         for mode in modes:
-            rolled = roll(network, batch["frames"], mode)
+            rolled = roll(network, batch["frames"], mode, first_clip=done)
             for i in range(clips):
                 clip = {name: value[i] for name, value in batch.items()}
                 found = {name: x[i] for name, x in rolled.predictions.items()}
@@ -88,6 +93,7 @@ def evaluate(
                     heads = found["box_encodings"], found["class_logits"]
                     scoring.score_clip(scores[mode.name], clip, *heads, network.anchors, coder)
                 picked[mode.name].append(rolled.actions[i, : clip["num_frames"]])
+        done += clips
         advance(clips)
     costs, results = network.costs, {}
     for mode in modes:

@@ -138,16 +138,17 @@ class AsyncRunner:
                 update_ms = None
                 for written in (early, late):
                     if written is not None:
-                        history.written(written.index)
+                        history.written(written.index, index)
                         update_ms = written.update_ms
                 yield FrameResult(
                     index,
                     found,
                     "f1",
                     history.age_frames(index),
-                    history.effective_tau(),
+                    history.effective_tau(index),
                     timings(detector, start, ready, done, end),
                     update_ms,
+                    refresh,
                 )
             if pending is not None:
                 pending.result()

@@ -77,6 +77,8 @@ def _check_policy(manifest) -> None:
     check_divisor("policy.eta_one", policy.eta_one)
     if policy.observes not in OBSERVES:
         fail("policy.observes", policy.observes, f"one of {list(OBSERVES)}")
+    if policy.max_tau < 0:
+        fail("policy.max_tau", policy.max_tau, "0 or more")
     if len(calls) != 1:
         fail("calls.policy", calls, "one signature")
     step = manifest.calls["f0"][1]

@@ -12,6 +12,7 @@ from memvid_tf.runtime.typed_json import SchemaError, decode_fields, encode
 F1_FROM_F0 = "box mean, rounded half up"
 DTYPES = ("float32", "int8")
 OBSERVES = ("memory", "candidate")
+MAX_TAU = 39  # the largest τ that LFS plots (figure 6)
 MASK_RESIZE = "bilinear, half-pixel centres"
 
 
@@ -149,12 +150,15 @@ class PolicySpec:
       observes: what is observed after a frame of f1: "memory", which f1 left alone, or "candidate",
         what the memory's step returned for f1, though it is not kept. After a frame of f0 it is the
         memory, and asynchronously after every frame on which f0's result has arrived.
+      max_tau: most frames of f1 in a row, whatever the values are: a policy that never asks for f0
+        would leave a memory that grows old without end. 0 for any number.
     """
 
     actions: tuple[str, ...]
     history: int
     eta_one: float
     observes: str
+    max_tau: int = MAX_TAU
 
 
 @dataclasses.dataclass(frozen=True)

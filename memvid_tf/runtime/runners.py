@@ -51,10 +51,11 @@ class FrameResult(NamedTuple):
       memory_age_frames: frames since the one that f0 last wrote into the memory; 0 on an f0 frame,
         None while the memory is empty.
       effective_tau: mean number of frames between two that f0 wrote into the memory, so far; None
-        before the second.
+        before the second. A last gap that is open counts as soon as it is longer than that.
       timings: wall times.
       memory_update_ms: asynchronous only: time that f0 and the memory's update took, on the first
         frame that uses their result; None on the others.
+      f0_started: whether f0 ran on this frame, or asynchronously was started on it.
     """
 
     index: int
@@ -64,6 +65,7 @@ class FrameResult(NamedTuple):
     effective_tau: float | None
     timings: Timings
     memory_update_ms: float | None = None
+    f0_started: bool = False
 
 
 class SyncRunner:
@@ -101,14 +103,15 @@ class SyncRunner:
             end = time.perf_counter()
             state, seen = after if updates else state, after
             if extractor == "f0":
-                history.written(index)
+                history.written(index, index)
             yield FrameResult(
                 index,
                 found,
                 extractor,
                 history.age_frames(index),
-                history.effective_tau(),
+                history.effective_tau(index),
                 timings(detector, start, ready, done, end),
+                f0_started=extractor == "f0",
             )
 
 
@@ -116,24 +119,30 @@ class MemoryHistory:
     """When f0 wrote the memory."""
 
     def __init__(self):
-        self._first = self._latest = None
+        self._first = self._latest = self._arrived = None
         self._writes = 0
 
-    def written(self, index: int) -> None:
-        """f0 has written frame `index` into the memory."""
+    def written(self, index: int, arrived: int) -> None:
+        """f0 has written frame `index` into the memory; frame `arrived` is the first to use it."""
         self._first = index if self._first is None else self._first
-        self._latest = index
+        self._latest, self._arrived = index, arrived
         self._writes += 1
 
     def age_frames(self, index: int) -> int | None:
         """Age of the memory at frame `index`; None while it is empty."""
         return None if self._latest is None else index - self._latest
 
-    def effective_tau(self) -> float | None:
-        """Mean number of frames between two writes; None before the second."""
+    def effective_tau(self, index: int) -> float | None:
+        """Mean number of frames between two writes, known at frame `index`; None before the second.
+
+        What follows the latest write is a gap as well. While it is shorter than the mean nothing is
+        known of it; once it is longer, leaving it out would hide that f0 no longer runs.
+        """
         if self._writes < 2:
             return None
-        return (self._latest - self._first) / (self._writes - 1) - 1
+        gaps, frames, since = self._writes - 1, self._latest - self._first, index - self._arrived
+        mean = frames / gaps - 1
+        return max(mean, (frames - gaps + since) / (gaps + 1))
 
 
 def timings(

@@ -134,6 +134,20 @@ class ActionHistory:
         self._since_f0 = np.where(f0_ran, 0, self._since_f0 + 1)
 
 
+def bound(spec: PolicySpec, max_tau: int | None) -> int | None:
+    """Most frames of f1 in a row, of what was asked for: None is the policy's own bound, 0 none.
+
+    Returns:
+      What `ActionHistory` takes.
+
+    Raises:
+      ValueError: a negative number.
+    """
+    if max_tau is not None and max_tau < 0:
+        raise ValueError(f"max_tau is {max_tau}, wanted 0 or more, or None for the policy's own")
+    return (spec.max_tau if max_tau is None else max_tau) or None
+
+
 class PolicyNetwork(Protocol):
     """π of one video.
 
@@ -156,11 +170,11 @@ class AdaptiveSchedule:
 
     Args:
       policy: π.
-      max_tau: see `ActionHistory`.
+      max_tau: see `bound`.
     """
 
     def __init__(self, policy: PolicyNetwork, max_tau: int | None = None):
-        self._policy, self._max_tau = policy, max_tau
+        self._policy, self._max_tau = policy, bound(policy.spec, max_tau)
         self.wants_candidate = policy.spec.observes == "candidate"
         self._restart()
 

@@ -257,6 +257,7 @@ class Interleaved : public Sequence {
 
  private:
   Parts Frame(long frame) override {
+    last_ = frame;
     Parts parts = asynchronous_ ? Beside(frame) : InTurn(frame);
     parts.age = latest_ < 0 ? -1 : frame - latest_;
     return parts;
@@ -342,7 +343,15 @@ class Interleaved : public Sequence {
   void Written(long frame) {
     first_ = first_ < 0 ? frame : first_;
     latest_ = frame;
+    arrived_ = last_;
     ++writes_;
+  }
+
+  // runners.py, MemoryHistory: an open last gap counts once it is longer than the mean.
+  double EffectiveTau() const {
+    const long gaps = writes_ - 1, frames = latest_ - first_, since = last_ - arrived_;
+    const double mean = double(frames) / gaps - 1;
+    return std::max(mean, double(frames - gaps + since) / (gaps + 1));
   }
 
   void Record(Bytes& recorded) override {
@@ -360,7 +369,7 @@ class Interleaved : public Sequence {
 
   void Finish(Json& json) const override {
     json.Numbers("update_us", update_us_).Numbers("update_frames", update_frames_);
-    if (writes_ >= 2) json.Number("effective_tau", double(latest_ - first_) / (writes_ - 1) - 1);
+    if (writes_ >= 2) json.Number("effective_tau", EffectiveTau());
   }
 
   const Network network_;
@@ -374,7 +383,7 @@ class Interleaved : public Sequence {
   State empty_;
   std::array<State, 3> states_;
   const State *memory_ = &empty_, *shown_ = &empty_;
-  long first_ = -1, latest_ = -1, writes_ = 0;
+  long first_ = -1, latest_ = -1, arrived_ = -1, last_ = -1, writes_ = 0;
   std::vector<double> update_us_, update_frames_;
   std::unique_ptr<Worker> worker_;
 };
