@@ -21,7 +21,10 @@ from benchmarks.handset import golden_limit
         ("error: device offline", adb_lib.Offline, "adb reconnect"),
         ("adb: error: failed to copy 'a' to 'b': remote couldn't create file: No space left on "
          "device", adb_lib.NoSpace, "free some space"),
-        ("mkdir: '/sys/x': Permission denied", adb_lib.Denied, "--device_dir"),
+        ("error: insufficient permissions for device: missing udev rules?", adb_lib.NoAccess, "udev"),
+        ("error: device still authorizing", adb_lib.Offline, "wait a moment"),
+        ("* could not install *smartsocket* listener: Address in use\nerror: cannot connect to daemon",
+         adb_lib.NoServer, "adb kill-server"),
         ("error: closed", adb_lib.Disconnected, "cable"),
         ("adb: error: failed to read copy response: EOF", adb_lib.Disconnected, "cable"),
         ("error: protocol fault (couldn't read status): Connection reset by peer",
@@ -53,7 +56,9 @@ def test_sensors_are_read_where_there_are_any():
     assert phone.parse_battery("  level: 80\n  temperature: 312\n  technology: Li-ion") == 31.2
     assert phone.parse_battery("Can't find service: battery") is None
     assert phone.parse_thermal(THERMAL) == (2, {"VIRTUAL-SKIN": 31.4, "BIG": 45.25})
-    assert phone.parse_thermal(THERMAL.replace("Ready: true", "Ready: false")) == (None, {})
+    # The service knows its status without the HAL.
+    unready = "Thermal Status: 3\nCached temperatures:\nHAL Ready: false\n"
+    assert phone.parse_thermal(unready) == (3, {})
     assert phone.parse_thermal("") == (None, {})
     nothing = phone.Sensors(None, None, {}, {})
     assert nothing.missing == ["battery_c", "thermal_status", "hal_c", "clocks_khz"]
