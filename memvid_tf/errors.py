@@ -7,6 +7,8 @@ from collections.abc import Callable
 
 from absl import app
 
+from memvid_tf import flag_parsing
+
 
 class UserError(Exception):
     """The input is wrong. The message names the thing, the bad value, the allowed values and the
@@ -18,7 +20,8 @@ class Terminated(Exception):
 
 
 def run(main: Callable[[list[str]], int | None]) -> None:
-    """Runs an absl program whose `UserError`s become `error: <message>` and exit code 2.
+    """Runs an absl program whose `UserError`s become `error: <message>` and exit code 2, as do flags
+    that are wrong.
 
     As in a shell, 130 says that it was interrupted, 143 that it was terminated and 141 that nobody
     reads its output any more, as `head` does not.
@@ -46,7 +49,7 @@ def run(main: Callable[[list[str]], int | None]) -> None:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 141
 
-    app.run(guarded)
+    app.run(guarded, flags_parser=flag_parsing.parse)
 
 
 def _is_unread(stream) -> bool:

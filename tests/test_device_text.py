@@ -187,6 +187,15 @@ def test_every_generation_of_benchmark_model_is_read(text, average, count, init,
     assert times == pytest.approx((init, warm_up)) and found["delegated_nodes"] == nodes
 
 
+def test_which_delegate_took_how_many_nodes_is_said():
+    assert benchmark_model.parse(CLASSIC)["delegates"] == "GPU: completely"
+    assert benchmark_model.parse(OLDEST)["delegates"] == ""
+    assert benchmark_model.parse(LITERT)["delegates"] == "LITERT_CL: 31 of 31 nodes"
+    line = "Replacing {} out of {} node(s) with delegate ({}) node, yielding 2 partitions."
+    two = "\n".join(line.format(*words) for words in ((57, 64, "TfLiteGpu"), (5, 8, "TfLiteXNN")))
+    assert benchmark_model.delegates(two) == "TfLiteGpu: 57 of 64 nodes; TfLiteXNN: 5 of 8 nodes"
+
+
 def test_statistics_are_read_with_all_their_digits():
     found = benchmark_model.parse(LITERT)["reported"]
     assert (found["avg"], found["median"], found["p95"]) == (3070.25, 3060.0, 3201.0)

@@ -18,8 +18,10 @@ from official.modeling.hyperparams import params_dict
 
 from memvid_tf import files
 from memvid_tf.errors import UserError
+from memvid_tf.paths import PARAMS_FILE
+from memvid_tf.tasks.config_rules import check_value, short
 
-PARAMS_FILE = "params.yaml"
+MOST_BYTES, MOST_VALUES, MOST_LEVELS = 1 << 20, 100_000, 32  # of a file; ours have 3 kB
 
 
 def _type_name(kind) -> str:
@@ -62,10 +64,11 @@ def _matches(value, kind) -> bool:
 
 
 def check_overrides(config: hyperparams.Config, overrides: dict, path: str = "") -> None:
-    """Checks keys and types of overrides against the fields of a configuration.
+    """Checks keys, types and values of overrides against the fields of a configuration.
 
     Raises:
-      UserError: naming the first unknown key or wrongly typed value and what is allowed.
+      UserError: naming the first key that is unknown or not read, or a value of a wrong type or out
+        of its range, and what is allowed.
     """
     hints = {}
     if dataclasses.is_dataclass(config):
@@ -76,17 +79,17 @@ def check_overrides(config: hyperparams.Config, overrides: dict, path: str = "")
         name = f"{path}{key}"
         if key not in known:
             raise UserError(
-                f"configuration: unknown key {name!r}; known under {path or 'the top'}: "
+                f"configuration: unknown key {short(name)}; known under {path or 'the top'}: "
                 f"{', '.join(sorted(known))}"
             )
         child = getattr(config, key)
         if isinstance(child, hyperparams.Config):
             if not isinstance(value, dict):
-                raise UserError(f"configuration: {name} is a section, got {value!r}")
+                raise UserError(f"configuration: {name} is a section, got {short(value)}")
             check_overrides(child, value, f"{name}.")
         elif key in hints and not _matches(value, hints[key]):
             raise UserError(
-                f"configuration: {name} = {value!r} is a {type(value).__name__}, "
+                f"configuration: {name} = {short(value)} is a {type(value).__name__}, "
                 f"expected {_type_name(hints[key])}"
             )
         elif isinstance(value, dict) and _section(hints.get(key)):
@@ -95,8 +98,11 @@ def check_overrides(config: hyperparams.Config, overrides: dict, path: str = "")
             alternatives = sorted(set(known) - {"type"})
             if value is not None and value not in alternatives:
                 raise UserError(
-                    f"configuration: {name} = {value!r} is not one of: {', '.join(alternatives)}"
+                    f"configuration: {name} = {short(value)} is not one of: "
+                    f"{', '.join(alternatives)}"
                 )
+        else:
+            check_value(config, key, value, name)
 
 
 class _Loader(yaml.SafeLoader):
@@ -110,29 +116,62 @@ _Loader.add_implicit_resolver(
 )
 
 
+def _check_size(content, what: str) -> None:
+    """Refuses what nests deeply or, by aliases of aliases, expands to more than fits in memory."""
+    level, values = [content], 0
+    for _ in range(MOST_LEVELS):
+        inner = []
+        for value in level:
+            if isinstance(value, (dict, list)):
+                values += len(value)
+                if values > MOST_VALUES:
+                    raise UserError(f"{what} holds more than {MOST_VALUES} values")
+                inner += value.values() if isinstance(value, dict) else value
+        level = inner
+    if level:
+        raise UserError(f"{what} is nested more than {MOST_LEVELS} levels deep")
+
+
+def _parse(text: str, what: str, wanted: str):
+    try:
+        content = yaml.load(text, _Loader)
+    except RecursionError as error:
+        raise UserError(f"{what} is nested more than {MOST_LEVELS} levels deep") from error
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: not a date
+        raise UserError(f"{what} is not {wanted}: {str(error)[:300]}") from error
+    _check_size(content, what)
+    return content
+
+
 def read_yaml(path: str) -> dict:
     """The sections of a configuration file, or UserError saying why it cannot be read."""
+    what = f"configuration file {path!r}"
     try:
         with open(path, encoding="utf-8") as file:
-            content = yaml.load(file, _Loader)
+            text = file.read(MOST_BYTES + 1)
     except OSError as error:
-        raise UserError(f"configuration file {path!r} cannot be read: {error.strerror}") from error
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: not UTF-8, not a date
-        raise UserError(f"configuration file {path!r} is not valid YAML: {error}") from error
+        raise UserError(f"{what} cannot be read: {error.strerror}") from error
+    except ValueError as error:  # not UTF-8
+        raise UserError(f"{what} is not valid YAML: {error}") from error
+    if len(text) > MOST_BYTES:
+        raise UserError(f"{what} is longer than {MOST_BYTES} characters")
+    content = _parse(text, what, "valid YAML")
     if not isinstance(content, dict):
-        raise UserError(f"configuration file {path!r} holds no sections; see configs/")
+        raise UserError(f"{what} holds no sections; see configs/")
     return content
 
 
 def _parse_pairs(pairs: str) -> dict:
     """`a.b=1,a.c=x` as nested dictionaries."""
+    what = f"--params_override {short(pairs)}"
+    wanted = "a list of key=value pairs such as 'trainer.train_steps=100,task.seed=1'"
     try:
-        return yaml.load(params_dict.nested_csv_str_to_json_str(pairs), _Loader) or {}
-    except (ValueError, yaml.YAMLError) as error:
-        raise UserError(
-            f"--params_override {pairs!r} is not a list of key=value pairs such as "
-            f"'trainer.train_steps=100,task.seed=1': {error}"
-        ) from error
+        text = params_dict.nested_csv_str_to_json_str(pairs)
+    except RecursionError as error:
+        raise UserError(f"{what} is nested more than {MOST_LEVELS} levels deep") from error
+    except ValueError as error:
+        raise UserError(f"{what} is not {wanted}: {str(error)[:300]}") from error
+    return _parse(text, what, wanted) or {}
 
 
 def _override(params, overrides: dict):
@@ -214,5 +253,5 @@ def difference(saved: dict, wanted: dict, path: str = "") -> str | None:
             if found:
                 return found
         elif a != b:
-            return f"{name} is {a!r} there and {b!r} here"
+            return f"{name} is {short(a)} there and {short(b)} here"
     return None
