@@ -9,6 +9,7 @@ import re
 import time
 
 import pytest
+import yaml
 from official.core import config_definitions, exp_factory
 from official.modeling import optimization
 
@@ -119,7 +120,7 @@ def test_keys_that_nothing_reads_are_refused_where_they_say_something():
             assert f"{name} = " in (found := refused(f"{name}={new}"))
             assert found.endswith("nothing here reads it; leave it out")
             # A saved configuration holds every key.
-            same = {None: "null", True: "true", False: "false", "": "''"}.get(default, default)
+            same = "''" if default == "" else yaml.safe_dump(default).split()[0]
             configuration.load(EXPERIMENT, pairs=f"{name}={same}")
 
 
@@ -161,14 +162,14 @@ def bomb(levels=9, width=9):
     "text, words",
     [
         (bomb(), "holds more than 100000 values"),
-        ("task: {labels: " + "[" * 5000 + "]" * 5000 + "}", "nested more than 32 levels deep"),
+        ("task: {labels: " + "[" * 1500 + "]" * 1500 + "}", "nested more than 32 levels deep"),
         ("task: {labels: " + "[" * 60 + "]" * 60 + "}", "nested more than 32 levels deep"),
-        ("x" * 390_000 + ": 1", "unknown key"),
-        ("task: {name: [" + "y, " * 90_000 + "y]}", "expected Optional[str]|expected str"),
-        ("task: {labels: " + "y" * 390_000 + "}", "expected tuple"),
+        ("? " + "x" * 200_000 + "\n: 1", "unknown key"),
+        ("task: {name: [" + "y, " * 5_000 + "y]}", "expected str"),
+        ("task: {labels: " + "y" * 200_000 + "}", "expected tuple"),
         (f"task: {{groups: 0x{'f' * 90_000}}}", "not allowed: from 1 to 65536"),
-        ("a: !" + "z" * 390_000 + " 1", "not valid YAML"),
-        ("# " + "w" * 2_000_000, "longer than 1048576 characters"),
+        ("a: !" + "z" * 200_000 + " 1", "not valid YAML"),
+        ("# " + "w" * 390_000, "longer than 262144 characters"),
         ("a: " + "9" * 5000, "not valid YAML|unknown key"),
     ],
     ids=["aliases", "deep", "nested", "key", "list", "word", "number", "tag", "long", "digits"],
@@ -184,4 +185,4 @@ def test_hostile_files_end_in_one_short_line(tmp_path, text, words):
 def test_hostile_pairs_end_in_one_short_line():
     assert "nested more than 32" in refused(".".join("a" * 3000) + "=1")
     assert "key=value" in refused("x" * 390_000)
-    assert "unknown key" in refused("y" * 390_000 + "=1")
+    assert "key=value" in refused("y" * 390_000 + "=1")

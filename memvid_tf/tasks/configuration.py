@@ -21,7 +21,7 @@ from memvid_tf.errors import UserError
 from memvid_tf.paths import PARAMS_FILE
 from memvid_tf.tasks.config_rules import check_value, short
 
-MOST_BYTES, MOST_VALUES, MOST_LEVELS = 1 << 20, 100_000, 32  # of a file; ours have 3 kB
+MOST_CHARACTERS, MOST_VALUES, MOST_LEVELS = 1 << 18, 100_000, 32  # of a file; ours have 3 kB
 
 
 def _type_name(kind) -> str:
@@ -148,13 +148,13 @@ def read_yaml(path: str) -> dict:
     what = f"configuration file {path!r}"
     try:
         with open(path, encoding="utf-8") as file:
-            text = file.read(MOST_BYTES + 1)
+            text = file.read(MOST_CHARACTERS + 1)
     except OSError as error:
         raise UserError(f"{what} cannot be read: {error.strerror}") from error
     except ValueError as error:  # not UTF-8
         raise UserError(f"{what} is not valid YAML: {error}") from error
-    if len(text) > MOST_BYTES:
-        raise UserError(f"{what} is longer than {MOST_BYTES} characters")
+    if len(text) > MOST_CHARACTERS:
+        raise UserError(f"{what} is longer than {MOST_CHARACTERS} characters")
     content = _parse(text, what, "valid YAML")
     if not isinstance(content, dict):
         raise UserError(f"{what} holds no sections; see configs/")
