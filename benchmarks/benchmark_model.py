@@ -103,8 +103,8 @@ def parse(text: str) -> dict:
 
 
 def delegates(text: str) -> str:
-    """Which delegate took how many nodes, as in "GPU: completely; XNNPACK: 57 of 64 nodes"; "" where
-    the output says nothing of it. Runs that differ in it are not the same measurement."""
+    """Which delegate took how many nodes, as in "GPU: completely; XNNPACK: 57 of 64 nodes"; ""
+    where the output says nothing of it. Runs that differ in it are not the same measurement."""
     applied = [f"{name}: {how}" for name, how in _APPLIED.findall(text)]
     taken = [f"{name}: {nodes} of {total} nodes" for nodes, total, name in _REPLACING.findall(text)]
     return "; ".join(dict.fromkeys(applied + taken))

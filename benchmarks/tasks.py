@@ -70,8 +70,12 @@ def define_flags() -> None:
     )
     flags.DEFINE_list("threads", ["1", "2"], "Threads of one invoke. Example: --threads=1,2")
     flags.DEFINE_integer("frames", 300, "Measured frames of one repeat. Example: 300", 20, 10**6)
-    flags.DEFINE_integer("runs", 50, "Measured runs of a graph in one repeat. Example: 50", 1, 10**6)
-    flags.DEFINE_integer("repeats", 5, "Repeats of everything; they take turns. Example: 5", 1, 1000)
+    flags.DEFINE_integer(
+        "runs", 50, "Measured runs of a graph in one repeat. Example: 50", 1, 10**6
+    )
+    flags.DEFINE_integer(
+        "repeats", 5, "Repeats of everything; they take turns. Example: 5", 1, 1000
+    )
     flags.DEFINE_integer("tau", 9, "Interleave ratio. Example: --tau=9", 1, 10_000)
     flags.DEFINE_float(
         "fps", 0.0, "Frame rate of the schedules; 0 is full speed. Example: 30", 0.0, 1e4

@@ -20,8 +20,9 @@ class Terminated(Exception):
 
 
 def run(main: Callable[[list[str]], int | None]) -> None:
-    """Runs an absl program whose `UserError`s become `error: <message>` and exit code 2, as do flags
-    that are wrong.
+    """Runs an absl program whose `UserError`s become `error: <message>` and exit code 2.
+
+    So do flags that are wrong; see `flag_parsing`.
 
     As in a shell, 130 says that it was interrupted, 143 that it was terminated and 141 that nobody
     reads its output any more, as `head` does not.

@@ -73,7 +73,9 @@ flags.DEFINE_string(
     "",
     "--streaming: JSON of benchmarks.host. Example: benchmarks/results/host_paper.json",
 )
-flags.DEFINE_integer("latency_threads", 1, "--streaming: threads of the measurement. Example: 2", 1, 64)
+flags.DEFINE_integer(
+    "latency_threads", 1, "--streaming: threads of the measurement. Example: 2", 1, 64
+)
 flags.DEFINE_enum(
     "latency_source",
     "medians",

@@ -96,8 +96,12 @@ def test_lines_of_the_linker_are_no_answer(fake):
     assert device.check("getprop ro.product.cpu.abi") == "arm64-v8a\n"
     # The hash of "two\n", of a file that is read behind such a line.
     found = "27dd8ed44a83ff94d557f9fd0412ed5a8cbca69ea04922d88c01184a07300a5a"
-    script = f"echo '{BANNER}'; [ $1 = exec-out ] && echo two || echo '{found}  f'; echo memvid_rc=0"
-    device = adb_lib.Adb(fake(script.replace("; echo memvid", "; [ $1 = shell ] && echo memvid")), "A1")
+    script = f"""echo '{BANNER}'
+        case $1 in
+        exec-out) echo two;;
+        shell) echo '{found}  f'; echo memvid_rc=0;;
+        esac"""
+    device = adb_lib.Adb(fake(script), "A1")
     assert device.read("f") == b"two\n"
 
 

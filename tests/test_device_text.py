@@ -21,9 +21,9 @@ from benchmarks.handset import golden_limit
         ("error: device offline", adb_lib.Offline, "adb reconnect"),
         ("adb: error: failed to copy 'a' to 'b': remote couldn't create file: No space left on "
          "device", adb_lib.NoSpace, "free some space"),
-        ("error: insufficient permissions for device: missing udev rules?", adb_lib.NoAccess, "udev"),
+        ("error: insufficient permissions for device: udev rules?", adb_lib.NoAccess, "plugdev"),
         ("error: device still authorizing", adb_lib.Offline, "wait a moment"),
-        ("* could not install *smartsocket* listener: Address in use\nerror: cannot connect to daemon",
+        ("* could not install *smartsocket* listener: in use\nerror: cannot connect to daemon",
          adb_lib.NoServer, "adb kill-server"),
         ("error: closed", adb_lib.Disconnected, "cable"),
         ("adb: error: failed to read copy response: EOF", adb_lib.Disconnected, "cable"),
