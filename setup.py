@@ -34,6 +34,8 @@ setup(
         "setuptools<82",
     ],
     extras_require={
+        # Pictures of phones; its wheel brings libheif, which is LGPL.
+        "heic": ["pillow-heif"],
         # NVIDIA's libraries beside the TensorFlow above, which is built for CUDA.
         "cuda": ["tensorflow[and-cuda]~=2.20.0"],
         # Of the last three: adb, a compiler for arm64, and a tool of the emulated device.

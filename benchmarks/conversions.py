@@ -42,8 +42,12 @@ def define_flags() -> None:
     )
 
 
-def conversion() -> Callable[[], bytes]:
-    """A function that converts a cell with two signatures, which share a kernel, to int8."""
+def conversion(channels: tuple[int, int] = CHANNELS) -> Callable[[], bytes]:
+    """A function that converts a cell with two signatures to int8.
+
+    Args:
+      channels: of the features and of the state; the 3 × 3 kernel between them is shared.
+    """
     import numpy as np
     import tensorflow as tf
 
@@ -51,9 +55,9 @@ def conversion() -> Callable[[], bytes]:
 
     rng = np.random.default_rng(0)
     module = tf.Module()
-    module.kernel = tf.Variable(rng.normal(0, 0.1, (3, 3, *CHANNELS)).astype(np.float32))
-    module.head = tf.Variable(rng.normal(0, 0.1, (1, 1, CHANNELS[1], 6)).astype(np.float32))
-    spec = [tf.TensorSpec((1, 4, 4, CHANNELS[0]), tf.float32, "features")]
+    module.kernel = tf.Variable(rng.normal(0, 0.1, (3, 3, *channels)).astype(np.float32))
+    module.head = tf.Variable(rng.normal(0, 0.1, (1, 1, channels[1], 6)).astype(np.float32))
+    spec = [tf.TensorSpec((1, 4, 4, channels[0]), tf.float32, "features")]
 
     def conv(x, weights):
         limits = tf.reduce_max(tf.abs(weights), (0, 1, 2))
@@ -84,12 +88,11 @@ def measure(convert: Callable[[], bytes], count: int) -> dict:
 
     Args:
       convert: returns a flatbuffer.
-      count: of the calls, at least LEAST.
+      count: of the calls.
 
     Returns:
       "before_mib"; by call "resident_mib" and, once free memory is given back, "held_mib", and
-      "seconds"; "bytes" of a flatbuffer; "growth_mib" a call behind the first WARM_UP, the slope of
-      "held_mib".
+      "seconds"; "bytes" of a flatbuffer.
     """
     release = ctypes.CDLL(None).malloc_trim
     gc.collect()
@@ -103,7 +106,6 @@ def measure(convert: Callable[[], bytes], count: int) -> dict:
         gc.collect()
         release(0)
         held.append(_resident_mib())
-    late = range(WARM_UP, count)
     return {
         "schema_version": 1,
         "count": count,
@@ -112,8 +114,13 @@ def measure(convert: Callable[[], bytes], count: int) -> dict:
         "resident_mib": resident,
         "held_mib": held,
         "seconds": seconds,
-        "growth_mib": statistics.linear_regression(late, held[WARM_UP:]).slope,
     }
+
+
+def growth_mib(held_mib: list[float], warm_up: int = WARM_UP) -> float:
+    """How much memory grows by at a call behind the first ones, at least two: the slope."""
+    late = held_mib[warm_up:]
+    return statistics.linear_regression(range(len(late)), late).slope
 
 
 def _resident_mib() -> float:
@@ -161,6 +168,7 @@ def main(argv):
     if len(argv) > 1:
         raise errors.UserError(f"unexpected argument {argv[1]!r}; every option is a --flag")
     result = {"provenance": provenance.describe(), **measure(conversion(), FLAGS.count)}
+    result["growth_mib"] = growth_mib(result["held_mib"])
     pages.publish(FLAGS.output, result, markdown(result))
 
 

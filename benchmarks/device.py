@@ -6,8 +6,8 @@ r"""Measures bundles on Android devices over adb.
 
 A device is checked, given what it lacks, made to compute the recorded golden outputs and only then
 measured, in shuffled order, cool, on its fastest cores. Every repeat is written when it is done: the
-same command again goes on after the last one. Afterwards its settings are put back and its folder is
-removed (--keep leaves it, and the next push sends only what changed).
+same command again goes on after the last one. Afterwards its settings are put back and our folder
+on it is removed (--keep leaves it, and the next push sends only what changed).
 """
 
 import concurrent.futures
@@ -56,7 +56,10 @@ def define_flags() -> None:
     )  # fmt: skip
     flags.DEFINE_string("benchmark_flags", "", "Its further flags. Example: --use_gpu=true")
     flags.DEFINE_string(
-        "device_dir", "/data/local/tmp/memvid", "Folder on the device. Example: /data/local/tmp/x"
+        "device_dir",
+        "/data/local/tmp",
+        "Folder on the device, in which a folder memvid_tf is made and removed. Example: "
+        "/data/local/tmp/x",
     )
     flags.DEFINE_bool("keep", False, "Leave the folder on the device. Example: --keep")
 
@@ -304,7 +307,10 @@ def main(argv):
     if not FLAGS.bundle and not FLAGS.peer:
         raise errors.UserError("--bundle is missing, for example --bundle=bundles/paper/int8")
     if FLAGS.benchmark_model and not Path(FLAGS.benchmark_model).is_file():
-        raise errors.UserError(f"--benchmark_model={FLAGS.benchmark_model}: no such file")
+        what = files.what(FLAGS.benchmark_model)
+        raise errors.UserError(
+            f"--benchmark_model={FLAGS.benchmark_model} {what}; wanted a program"
+        )
     if benchmark_model.split_flags(FLAGS.benchmark_flags) and not FLAGS.benchmark_model:
         raise errors.UserError("--benchmark_flags are those of a --benchmark_model; name it too")
     if not FLAGS.output:
@@ -312,16 +318,16 @@ def main(argv):
     work.check_output(FLAGS)
     wish, peers = work.wish_of(FLAGS, most_threads=8), work.peers_of(FLAGS)
     bundles = [Bundle.load(path) for path in FLAGS.bundle]
-    results = schema.Results.load(f"{FLAGS.output}.json", missing_ok=True)
-    print("preparing what the device lacks (the first time fetches packages) …", flush=True)
-    parts = payload.arm64()
-    failed = side_by_side(
-        chosen,
-        lambda adb, *rest: measure_device(adb, parts, bundles, peers, wish, results, *rest),
-    )
-    if results.measurements:
-        files.write_text(f"{FLAGS.output}.md", report.markdown(results.measurements))
-        print(f"written: {FLAGS.output}.json and .md, {len(results.measurements)} repeats")
+    with schema.Results.held(FLAGS.output) as results:
+        print("preparing what the device lacks (the first time fetches packages) …", flush=True)
+        parts = payload.arm64()
+        failed = side_by_side(
+            chosen,
+            lambda adb, *rest: measure_device(adb, parts, bundles, peers, wish, results, *rest),
+        )
+        if results.measurements:
+            files.write_text(f"{FLAGS.output}.md", report.markdown(results.measurements))
+            print(f"written: {FLAGS.output}.json and .md, {len(results.measurements)} repeats")
     if failed:
         raise errors.UserError("; ".join(failed))
 

@@ -174,7 +174,7 @@ def _expanded(function: str) -> Iterator[Operation]:
 
 def of_graph(function) -> set[Operation]:
     """What a concrete function is made of, with what it calls: loops, branches and gradients."""
-    return set(_expanded(function.name))
+    return set(_expanded(tf.compat.as_str(function.name)))
 
 
 def of_steps(step: Callable[[], object]) -> set[Operation]:

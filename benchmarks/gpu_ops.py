@@ -207,7 +207,7 @@ def _traced(name: str, kind: str, function, batch) -> Step:
     from benchmarks import gpu_kernels
 
     # Whether it is to be compiled changes nothing in the graph.
-    step = tf.function(function, jit_compile=True)
+    step = tf.function(function, autograph=False, jit_compile=True)
     found = gpu_kernels.of_graph(step.get_concrete_function(batch))
     if any(op.name == "EagerPyFunc" for op in found):
         return _looked_up(name, kind, found, "no: calls Python where the loss is not finite")

@@ -1,5 +1,9 @@
 """The folder on a device: pushing what changed, running jobs in it, and surviving a disconnect.
 
+The folder is ours: we made it, a marker in it says so, and nothing else on the device is removed.
+Programs, jobs and what users push lie in three folders in it, so that no file can take the place of
+another one's.
+
 A job runs apart from the adb connection that started it, under a time limit of its own, and writes
 its result whole or not at all. Where the connection breaks, the result is fetched when the device is
 back; if there is none, the job is run again.
@@ -14,12 +18,14 @@ from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 
 from benchmarks.adb import AWAY, Adb, AdbError, TooSlow
-from benchmarks.payload import LOADER, Payload
+from benchmarks.payload import FOLDER, LOADER, Payload
 from benchmarks.runner import local, plan
 from memvid_tf.errors import UserError
 from memvid_tf.runtime.bundle import Bundle, file_entry
 
 ATTEMPTS = 3
+WORK, MARKER = "memvid_tf", ".memvid_tf"
+JOB, PUSHED = "job", "pushed"
 # Largest differences that are the processor's and not a fault. int8 convolutions are exact
 # everywhere, so extractors must agree byte for byte. Of the memory's operators only its
 # multiplications round otherwise on arm64 cores, by one step (benchmarks/results/device_goldens.md),
@@ -49,8 +55,15 @@ def golden_limit(bundle: Bundle, file: str, signature: str, tensor: str) -> tupl
     return (BEHIND_STATE_STEPS if recurrent else 0), True
 
 
+class Foreign(UserError):
+    """The folder on the device is not ours."""
+
+
 class Handset:
-    """One device's folder.
+    """One device's folder: `memvid_tf` in the folder that the user named.
+
+    Raises:
+      UserError: that is no absolute path.
 
     Attributes:
       adb: the device.
@@ -61,7 +74,14 @@ class Handset:
         self, adb: Adb, parts: Payload, folder: str, job_s: float = 300.0,
         reconnect_s: float = 60.0, say: Callable[[str], None] = lambda line: None,
     ):  # fmt: skip
-        self.adb, self._payload, self._folder = adb, parts, folder
+        parts_of_path = PurePosixPath(folder).parts
+        if parts_of_path[:1] != ("/",) or ".." in parts_of_path or not folder.isprintable():
+            raise UserError(
+                f"--device_dir={folder!r} is not an absolute path without '..', such as "
+                "/data/local/tmp"
+            )
+        self.adb, self._payload = adb, parts
+        self._folder = str(PurePosixPath(folder) / WORK)
         self.hashes = parts.hashes
         self._job_s, self._reconnect_s, self._say = job_s, reconnect_s, say
         self._known: dict[str, str] | None = None  # sha256 by name of what the folder holds
@@ -76,9 +96,11 @@ class Handset:
         return self._again(self._prepare)
 
     def _prepare(self) -> str:
-        sent = sum(self._send(name, path) for name, path in self._payload.files.items())
-        self.adb.check(f"cd {self._quoted} && chmod 755 {' '.join(self._payload.files)}")
-        done = self.adb.shell(f"cd {self._quoted} && ./{LOADER} --version 2>&1")
+        files = self._payload.files
+        sent = sum(self._send(f"{FOLDER}/{name}", path) for name, path in files.items())
+        programs = f"cd {self._quoted}/{FOLDER}"
+        self.adb.check(f"{programs} && chmod 755 {' '.join(files)}")
+        done = self.adb.shell(f"{programs} && ./{LOADER} --version 2>&1")
         version = re.search(r"version (\S+?)\.?\s", done.stdout)
         if done.code or version is None:
             said = " ".join((done.stdout + done.stderr).split())[-300:]
@@ -86,13 +108,15 @@ class Handset:
                 f"device {self.adb.serial}: {LOADER} does not run (code {done.code}): {said}; it "
                 f"must be executable in {self._folder}: try another --device_dir"
             )
-        return f"glibc {version[1]} runs, {sent} of {len(self._payload.files)} files pushed"
+        return f"glibc {version[1]} runs, {sent} of {len(files)} files pushed"
 
     def push(self, path: Path) -> str:
-        """Pushes a file unless the device has it; returns its name there."""
-        self._send(path.name, path)
-        self.adb.check(f"chmod 755 {shlex.quote(f'{self._folder}/{path.name}')}")
-        return path.name
+        """Pushes a file unless the device has it; returns its path there, as `call` takes it."""
+        # Under its hash, since two files may have one name.
+        name = f"{PUSHED}/{file_entry(path).sha256[:12]}/{path.name}"
+        self._send(name, path)
+        self.adb.check(f"chmod 755 {shlex.quote(f'{self._folder}/{name}')}")
+        return name
 
     def check_goldens(self, bundle: Bundle) -> str:
         """Lets the device compute every recorded call; see `golden_limit` for what may differ.
@@ -135,8 +159,17 @@ class Handset:
         return self._again(lambda: self.adb.check(limited, self._job_s + 30))
 
     def remove(self) -> None:
-        """Removes the folder."""
-        self.adb.check(f"rm -rf {self._quoted}")
+        """Removes what was pushed and the folder, if nothing else came into it."""
+        ours = " ".join((FOLDER, JOB, PUSHED))
+        left = self.adb.check(
+            f"cd {self._quoted} 2>/dev/null && test -f {MARKER} && rm -rf {ours} && ls -A || true"
+        ).split("\n")
+        others = [name for name in map(str.strip, left) if name not in ("", MARKER)]
+        if others:
+            self._say(f"{self._folder} stays, since it holds {', '.join(others[:3])}")
+        else:
+            self.adb.check(f"rm -f {self._quoted}/{MARKER} && rmdir {self._quoted} || true")
+        self._known = None
 
     @property
     def _quoted(self) -> str:
@@ -157,17 +190,18 @@ class Handset:
 
     def _run(self, job: plan.Job, mask: str | None) -> tuple[dict, dict[str, bytes]]:
         for name, content in job.files.items():
-            self._send(name, content)
-        if self._known is not None and LOADER not in self._known:
+            self._send(f"{JOB}/{name}", content)
+        if self._known is not None and f"{FOLDER}/{LOADER}" not in self._known:
             self.prepare()
         # A name that no earlier job had: what one of those left behind is not taken for this one's.
         name = f"job_{secrets.token_hex(8)}"
-        self._send(f"{name}.txt", job.text.encode())
+        self._send(f"{JOB}/{name}.txt", job.text.encode())
+        place = f"{self._quoted}/{JOB}"
         masked = f"taskset {mask} " if mask else ""
         command = self._payload.command(f"{name}.txt", f"{name}.json")
         # The job outlives the connection: it writes to files, and hears of no hang-up.
         script = (
-            f"cd {self._quoted} && rm -f {name}.json {name}.code && ( trap '' HUP; "
+            f"cd {place} && rm -f {name}.json {name}.code && ( trap '' HUP; "
             f"timeout -k 5 {self._job_s:.0f} {masked}{command} >/dev/null 2>{name}.err; "
             f"echo $? >{name}.code.part; mv {name}.code.part {name}.code ) </dev/null & wait"
         )
@@ -179,22 +213,23 @@ class Handset:
                 raise
         code = self._code(name)
         if code:
-            said = local.reason(self.adb.shell(f"cat {self._quoted}/{name}.err").stdout)
+            said = local.reason(self.adb.shell(f"cat {place}/{name}.err").stdout)
             if code in (124, 137, 143):
                 said = f"it hung and was stopped after {self._job_s:.0f} s (--job_s): {said}"
             raise local.RunnerError(
                 f"device {self.adb.serial}: the runner {local.ending(code)}: {said}"
             )
-        text = self.adb.read(f"{self._folder}/{name}.json").decode()
-        written = {file: self.adb.read(f"{self._folder}/{file}") for file in job.outputs}
-        self.adb.shell(f"cd {self._quoted} && rm -f {name}.*")
+        text = self.adb.read(f"{self._folder}/{JOB}/{name}.json").decode()
+        written = {file: self.adb.read(f"{self._folder}/{JOB}/{file}") for file in job.outputs}
+        self.adb.shell(f"cd {place} && rm -f {name}.*")
         return local.parse(text, job), written
 
     def _code(self, name: str) -> int:
         """The exit code of a job; waits for one that outlived its connection."""
         deadline = time.monotonic() + self._job_s
         while True:
-            found = self.adb.shell(f"cat {self._quoted}/{name}.code 2>/dev/null").stdout.strip()
+            path = f"{self._quoted}/{JOB}/{name}.code"
+            found = self.adb.shell(f"cat {path} 2>/dev/null").stdout.strip()
             if found.isdigit():
                 return int(found)
             # In brackets, so that the shell which asks does not find itself.
@@ -222,8 +257,25 @@ class Handset:
             self._known[name] = wanted
         return True
 
+    def _claim(self) -> None:
+        """Makes and marks the folder, or sees the mark.
+
+        Raises:
+          Foreign: there is one that we did not make.
+        """
+        folder = self._quoted
+        said = self.adb.check(
+            f"mkdir -p {folder} && if test -f {folder}/{MARKER} || test -z \"$(ls -A {folder})\"; "
+            f"then echo memvid_tf >{folder}/{MARKER}; else echo foreign; fi"
+        )
+        if said.strip():
+            raise Foreign(
+                f"device {self.adb.serial}: {self._folder} holds files that are not ours; move "
+                "them away or name another --device_dir"
+            )
+
     def _inventory(self) -> dict[str, str]:
-        self.adb.check(f"mkdir -p {self._quoted}")
+        self._claim()
         listing = self.adb.check(
             f"cd {self._quoted} && find . -type f -exec sha256sum {{}} +", 120.0
         )

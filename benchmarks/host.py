@@ -92,15 +92,14 @@ def main(argv):
         if not found:
             print(f"no models of others at {folder}; set {FIXTURES} to measure them too")
     bundles = [Bundle.load(path) for path in FLAGS.bundle]
-    results = schema.Results(None)
-    if FLAGS.output:
-        results = schema.Results.load(f"{FLAGS.output}.json", missing_ok=True)
     tasks = work.all_tasks(bundles, peers, device["name"], engine.name, wish)
-    measure(tasks, engine, FLAGS.repeats, FLAGS.seed, results, device)
-    text = report.markdown(results.measurements)
+    with schema.Results.held(FLAGS.output) as results:
+        measure(tasks, engine, FLAGS.repeats, FLAGS.seed, results, device)
+        text = report.markdown(results.measurements)
+        if FLAGS.output:
+            files.write_text(f"{FLAGS.output}.md", text)
     print(text)
     if FLAGS.output:
-        files.write_text(f"{FLAGS.output}.md", text)
         print(f"written: {FLAGS.output}.json and .md")
 
 

@@ -5,16 +5,17 @@ each thing, with every sample. Entries are only ever appended, and the file is r
 that what was finished survives whatever comes next. Medians and intervals are made by readers.
 """
 
+import contextlib
 import dataclasses
 import json
 import os
 import statistics
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
-from memvid_tf import files
+from memvid_tf import files, locks
 from memvid_tf.errors import UserError
 
 SCHEMA_VERSION = 2
@@ -115,6 +116,8 @@ class Results:
         Raises:
           UserError: it cannot be read or is no results file.
         """
+        if os.path.exists(path) and not os.path.isfile(path):
+            raise UserError(f"results {path}: it {files.what(path)}, wanted a file")
         try:
             with open(path, encoding="utf-8") as file:
                 content = json.load(file)
@@ -134,6 +137,21 @@ class Results:
                 f"results {path}: {error!r}; wanted a results file of benchmarks.host or "
                 f"benchmarks.device, schema_version {SCHEMA_VERSION}"
             ) from error
+
+    @classmethod
+    @contextlib.contextmanager
+    def held(cls, output: str) -> Iterator["Results"]:
+        """The results in `output`.json, to which no other process adds in the meantime; in memory
+        with an empty `output`.
+
+        Raises:
+          UserError: another process adds to them; see `load`, too.
+        """
+        with contextlib.ExitStack() as stack:
+            path = f"{output}.json" if output else None
+            if path:
+                stack.enter_context(locks.target(path))
+            yield cls.load(path, missing_ok=True) if path else cls(None)
 
     def append(self, measurement: Measurement) -> None:
         """Adds a measurement and replaces the file."""

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.runner.build import cache
-from memvid_tf import files
+from memvid_tf import files, locks
 from memvid_tf.errors import UserError
 
 KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
@@ -51,7 +51,7 @@ def fetch(suite: str, architecture: str, names: Sequence[str]) -> Path:
         options = _options(work, suite, architecture)
         _call(["apt-get", *options, "update", "-qq"], work)
         _call(["apt-get", *options, "download", "-qq", *names], work)
-        with files.atomic_folder(folder) as target:
+        with locks.target(folder), files.atomic_folder(folder, "packages") as target:
             for package in sorted(work.glob("*.deb")):
                 _call(["dpkg-deb", "-x", str(package), target], work)
     return folder

@@ -23,6 +23,7 @@ ABI = "arm64-v8a"
 LOADER = "ld-linux-aarch64.so.1"
 LITERT = "libLiteRt.so"
 RUNNER = "memvid_runner"
+FOLDER = "program"  # on the device; what it is given to compute lies elsewhere
 _LIBRARIES = (LOADER, "libc.so.6", "libm.so.6", "libstdc++.so.6", "libgcc_s.so.1")
 _WHEEL_PLATFORMS = ("manylinux_2_27_aarch64", "manylinux_2_17_aarch64", "manylinux2014_aarch64")
 _TIMEOUT_S = 600
@@ -41,8 +42,9 @@ class Payload:
         return {name: file_entry(self.files[file]).sha256 for name, file in parts.items()}
 
     def command(self, plan: str, result: str) -> str:
-        """The shell command that runs a plan, in the device's folder."""
-        return f"./{LOADER} --library-path . ./{RUNNER} {plan} {result} ./{LITERT}"
+        """The shell command that runs a plan, in a folder beside the payload's."""
+        at = f"../{FOLDER}"
+        return f"{at}/{LOADER} --library-path {at} {at}/{RUNNER} {plan} {result} {at}/{LITERT}"
 
 
 def arm64() -> Payload:

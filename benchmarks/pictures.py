@@ -81,8 +81,7 @@ def main(argv):
     picture = sheet([seen(entry, FLAGS.clip) for entry in zoo.ENTRIES if entry.bundle])
     quality = [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY]
     data = cv2.imencode(".jpg", picture[..., ::-1], quality)[1].tobytes()
-    with files.atomic_path(FLAGS.output) as path, open(path, "wb") as file:
-        file.write(data)
+    files.write_bytes(FLAGS.output, data)
     print(f"written: {FLAGS.output}")
 
 

@@ -9,12 +9,12 @@ import json
 import os
 import re
 import shlex
-import subprocess
-import sys
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 
-from memvid_tf import errors
+from benchmarks import child
+from memvid_tf import errors, files
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
@@ -28,6 +28,8 @@ class Step:
       module: run as `python -m module`.
       flags: by name.
       done: whether the result is there already.
+      arguments: before the flags.
+      minutes: that it takes, where somebody measured it, else 0.
     """
 
     title: str
@@ -35,6 +37,7 @@ class Step:
     flags: dict[str, object]
     done: Callable[[], bool]
     arguments: tuple[str, ...] = ()
+    minutes: float = 0.0
 
     @property
     def command(self) -> list[str]:
@@ -46,31 +49,67 @@ class Step:
         return ["-m", self.module, *self.arguments, *flags]
 
 
-def run(steps: Sequence[Step]) -> dict[str, float]:
+def run(steps: Sequence[Step], log_dir: str | None = None) -> dict[str, float]:
     """Runs the steps that are not done, one after another.
+
+    Args:
+      steps: in their order. Where they say how long they take, what is left is said at each.
+      log_dir: where a step that fails leaves what it said; by default the folder for such files.
 
     Returns:
       Seconds of each step that ran, by title.
 
     Raises:
-      UserError: if a step fails; names the command with which to look at it.
+      UserError: if a step fails; names the step, the cause and the log.
+      Terminated: after SIGTERM, which ends the step that runs.
     """
-    seconds = {}
+    seconds, expected = {}, 0.0
     for number, step in enumerate(steps, start=1):
         title = f"[{number}/{len(steps)}] {step.title}"
         if step.done():
             print(f"{title}: there already", flush=True)
             continue
-        print(title, flush=True)
+        # How much slower than the measured ones this machine was so far.
+        pace = sum(seconds.values()) / 60 / expected if expected else 1.0
+        print(f"{title}{_time_left(steps[number - 1 :], pace)}", flush=True)
         start = time.monotonic()
-        result = subprocess.run([sys.executable, *step.command], cwd=ROOT, check=False)
-        if result.returncode:
+        ended = child.run(step.command, ROOT)
+        if ended.code == 130:
+            raise KeyboardInterrupt
+        if ended.code == 143:
+            raise errors.Terminated(f"terminated in step {step.title!r}; the same command goes on")
+        if ended.code:
+            log = _keep_log(step, ended, log_dir or tempfile.gettempdir())
             raise errors.UserError(
-                f"step {step.title!r} ended with code {result.returncode}; the same command "
-                f"again goes on from here; this step alone: python {shlex.join(step.command)}"
+                f"step {number} of {len(steps)}, {step.title}: {ended.cause}; the same command "
+                f"again goes on from here; log: {log}"
             )
         seconds[step.title] = time.monotonic() - start
+        expected += step.minutes
     return seconds
+
+
+def _time_left(steps: Sequence[Step], pace: float) -> str:
+    """What is said of the time behind the title of the first of some steps."""
+    first, *others = (pace * step.minutes for step in steps if not step.done())
+    if not first:
+        return ""
+    rest = f", then {minutes(sum(others))} more" if sum(others) else ""
+    return f": about {minutes(first)}{rest}"
+
+
+def minutes(value: float) -> str:
+    """A number of minutes as people say it."""
+    if value < 0.95:
+        return f"{60 * value:.0f} s"
+    return f"{round(value, 1 if value < 5 else None):g} min"
+
+
+def _keep_log(step: Step, ended: child.Ended, folder: str) -> str:
+    """Writes what a step said on stderr below its command; returns the path."""
+    path = os.path.join(folder, re.sub(r"\W+", "_", step.title) + ".log")
+    files.write_text(path, f"python {shlex.join(step.command)}\n\n{ended.said}")
+    return path
 
 
 def exists(path: str) -> Callable[[], bool]:

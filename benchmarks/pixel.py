@@ -23,12 +23,12 @@ from absl import flags
 
 from benchmarks import packages
 from benchmarks.runner.build import cache
-from memvid_tf import errors, files
+from memvid_tf import errors, files, locks
 
 FLAGS = flags.FLAGS
 CPUS = {"cortex-a76": "Pixel 6 and 7 class: dotprod", "cortex-a710": "Pixel 8 class: i8mm"}
 MODEL = "emulated Pixel"
-VERSION = 3  # of the root folder's layout
+VERSION = 4  # of the root folder's layout
 
 SUITE = "trixie"
 SYSTEM = (
@@ -38,9 +38,10 @@ SYSTEM = (
     "zlib1g",
 )  # fmt: skip
 TOOLS = (
-    "[ basename cat chmod chown cp cut date dd df dirname du echo egrep env false find free grep head "
-    "id kill ln ls md5sum mkdir mv nproc pgrep printenv printf ps pwd readlink realpath rm sed seq sha256sum "
-    "sleep sort stat tail taskset tee test timeout top touch tr true uname uptime wc which xargs"
+    "[ basename cat chmod chown cp cut date dd df dirname du echo egrep env false find free grep "
+    "head id kill ln ls md5sum mkdir mv nproc pgrep printenv printf ps pwd readlink realpath rm "
+    "rmdir sed seq sha256sum sleep sort stat tail taskset tee test timeout top touch tr true uname "
+    "uptime wc which xargs"
 ).split()
 LOADER = "ld-linux-aarch64.so.1"
 
@@ -86,7 +87,7 @@ def build() -> tuple[Path, Path]:
         raise NoPixel(str(error)) from error
     root = cache() / f"pixel_{VERSION}"
     if not root.is_dir():
-        with files.atomic_folder(root) as folder:
+        with locks.target(root), files.atomic_folder(root, "the emulator") as folder:
             _lay_out(Path(folder), system, patchelf)
     return emulator, root
 

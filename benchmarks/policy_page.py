@@ -119,8 +119,8 @@ def draw(result: dict, info, output: str) -> None:
         files.write_text(f"{output}_{name}.svg", picture)
     import cv2
 
-    with files.atomic_path(f"{output}_fig9.jpg") as temporary:
-        cv2.imwrite(temporary, strip(result, info)[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 85])
+    picture, quality = strip(result, info)[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 85]
+    files.write_bytes(f"{output}_fig9.jpg", cv2.imencode(".jpg", picture, quality)[1].tobytes())
 
 
 def strip(result: dict, info) -> np.ndarray:

@@ -37,8 +37,7 @@ def main(argv):
     if not FLAGS.output.endswith(".tflite"):
         raise errors.UserError(f"--output={FLAGS.output!r} does not end in .tflite")
     content = flatbuffer(FLAGS.depth_multiplier, FLAGS.precision, (320, 320))
-    with files.atomic_path(FLAGS.output) as temporary, open(temporary, "wb") as file:
-        file.write(content)
+    files.write_bytes(FLAGS.output, content)
     print(f"written: {FLAGS.output}")
 
 

@@ -11,7 +11,7 @@ from absl import flags
 from benchmarks import measurements as schema
 from benchmarks.engines import Engine
 from benchmarks.runner import schedules
-from memvid_tf import errors, paths
+from memvid_tf import errors, files, paths
 from memvid_tf.runtime.bundle import Bundle, file_entry
 
 WARM_UP = 20
@@ -121,7 +121,7 @@ def peers_of(values: flags.FlagValues) -> list[Path]:
     seen = set()
     for name in values.peer:
         if not Path(name).is_file():
-            raise errors.UserError(f"--peer={name}: no such file; wanted a .tflite")
+            raise errors.UserError(f"--peer={name} {files.what(name)}; wanted a .tflite")
         if Path(name).resolve() in seen:
             raise errors.UserError(f"--peer={name} is given twice; once is enough")
         seen.add(Path(name).resolve())

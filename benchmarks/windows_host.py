@@ -70,8 +70,7 @@ def write_graphs(work_dir: str, precision: str) -> None:
     untrained.observe(network, 1)
     if not os.path.exists(plain):
         content = untrained.flatbuffer(network, precision)
-        with files.atomic_path(plain) as temporary, open(temporary, "wb") as file:
-            file.write(content)
+        files.write_bytes(plain, content)
     for share in missing:
         model = Patchwork(network, Windows(*WINDOWS[share]))
         attention = untrained.observe_attention(build_attention(model, AttentionConfig()))

@@ -116,8 +116,7 @@ def measured(entry: zoo.Entry, folder: str) -> dict:
         sizes[precision] = {name: len(content) for name, content in found.items()}
         if precision == "int8":
             for name, content in found.items():
-                with files.atomic_path(graph_path(folder, name)) as path, open(path, "wb") as file:
-                    file.write(content)
+                files.write_bytes(graph_path(folder, name), content)
     return {"costs": rows, "bytes": sizes, "seconds": time.monotonic() - start}
 
 

@@ -11,8 +11,9 @@ that of a single-frame network (detector, segmenter) one graph and post-processi
 
 from absl import flags, logging
 
-from memvid_tf import errors, paths
+from memvid_tf import errors, files, locks, paths
 from memvid_tf.data import records
+from memvid_tf.runtime.bundle import Bundle, inventory
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("model_dir", None, "Folder of a training. Example: --model_dir=runs/tiny_qat")
@@ -54,10 +55,15 @@ def main(argv):
     if FLAGS.input_path:
         records.read_info(FLAGS.input_path)
     logging.set_verbosity(logging.WARNING)
+    files.check_folder(FLAGS.output_dir, "bundle", inventory)  # before TensorFlow is loaded
+    with locks.target(FLAGS.output_dir):
+        _export()
+
+
+def _export():
     from export import bundle, patchwork_bundle, patchwork_verify, single_frame_bundle, verify
     from memvid_tf.models.interleaved import InterleavedDetector
     from memvid_tf.models.patchwork import Patchwork
-    from memvid_tf.runtime.bundle import Bundle
     from memvid_tf.runtime.manifest import PostSpec
     from memvid_tf.tasks import trained
 

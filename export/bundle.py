@@ -15,10 +15,11 @@ from memvid_tf.errors import UserError
 from memvid_tf.evaluation.checkpoint_network import policy_spec
 from memvid_tf.layers.fake_quant import Quantize
 from memvid_tf.runtime import manifest as schema
-from memvid_tf.runtime.bundle import MANIFEST, file_entry
+from memvid_tf.runtime.bundle import MANIFEST, file_entry, inventory
 from memvid_tf.runtime.interpreter import Graph
 from memvid_tf.tasks.trained import Trained
 
+KIND = "bundle"  # what its folder is
 LABELS = "labels.txt"
 GOLDEN_FOLDER = "golden"
 GOLDEN_SEED = 1903  # any fixed number: goldens must not change from one export to the next
@@ -177,16 +178,8 @@ def check_observed(network: tf.Module) -> None:
 
 
 def check_output(output_dir: str) -> None:
-    """Raises UserError where a bundle would replace something that is none."""
-    if os.path.isdir(output_dir):
-        held = sorted(os.listdir(output_dir))
-        if held and MANIFEST not in held:
-            raise UserError(
-                f"{output_dir!r} is no bundle, it holds {', '.join(held[:5])}; name a new folder "
-                "or that of an older bundle"
-            )
-    elif os.path.lexists(output_dir):
-        raise UserError(f"{output_dir!r} is a file; name a new folder or that of an older bundle")
+    """Raises UserError where a bundle would replace something else than an older bundle."""
+    files.check_folder(output_dir, KIND, inventory)
 
 
 def write(trained: Trained, options: Options, output_dir: str) -> None:
@@ -228,7 +221,7 @@ def write_folder(
       make_manifest: from the bundle's name to its manifest, without files and goldens.
       record: runs the graphs on something random, by `Recorder.record`.
     """
-    with files.atomic_folder(output_dir) as folder:
+    with files.atomic_folder(output_dir, KIND, inventory) as folder:
         for graph, flatbuffer in flatbuffers.items():
             with open(os.path.join(folder, f"{graph}.tflite"), "wb") as file:
                 file.write(flatbuffer)

@@ -15,13 +15,12 @@ from memvid_tf.data import clips, records
 from memvid_tf.evaluation import report, rollout, scoring
 from memvid_tf.evaluation.bundle_network import BundleNetwork
 from memvid_tf.evaluation.checkpoint_network import CheckpointNetwork
-from memvid_tf.runtime.bundle import Bundle
+from memvid_tf.runtime.bundle import REPORT_JSON, REPORT_MD, Bundle
 from memvid_tf.tasks.trained import Trained
 
 DRIFT_FRAMES = (1, 10, 100, 1000)
 MODES = ("f0", "f1", "9", "async9")
 ADAPTIVE_MODES = ("adaptive", "adaptive+async")  # of bundles with a policy
-REPORT_JSON, REPORT_MD = "report.json", "report.md"
 
 
 def difference(expected: np.ndarray, stored: np.ndarray, spec) -> dict[str, float]:

@@ -330,4 +330,4 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    errors.run(main)
+    errors.run(main, addresses=("video",))

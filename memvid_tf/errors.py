@@ -1,13 +1,18 @@
-"""What a program tells its user when the input is wrong: one line, and a non-zero exit."""
+"""What a program tells its user when something is wrong: one line, and a non-zero exit."""
 
+import contextlib
+import errno
+import io
 import os
-import select
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
-from absl import app
+from absl import app, flags
 
 from memvid_tf import flag_parsing
+
+# No room, or no right to any: the machine must be changed, not the program.
+_UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
 
 class UserError(Exception):
@@ -19,42 +24,128 @@ class Terminated(Exception):
     """The program was asked to end, and has kept what it had done. The message says what to do."""
 
 
-def run(main: Callable[[list[str]], int | None]) -> None:
+def run(main: Callable[[list[str]], int | None], addresses: Sequence[str] = ()) -> None:
     """Runs an absl program whose `UserError`s become `error: <message>` and exit code 2.
 
     So do flags that are wrong; see `flag_parsing`.
 
     As in a shell, 130 says that it was interrupted, 143 that it was terminated and 141 that nobody
-    reads its output any more, as `head` does not.
+    reads its output any more, as `head` does not. Where the output cannot be written, because the
+    disk is full or there is none, the program does its work to the end and then says so. A full
+    disk is the user's to mend as well, wherever it is met.
+
+    Args:
+      main: takes the arguments that are no flags; returns the exit code, None for 0.
+      addresses: flags that may be given an address, such as rtsp://camera; all others are refused
+        one, since they name local files and folders.
     """
 
     def guarded(argv: list[str]) -> int | None:
+        code = None
         try:
+            _refuse_addresses(addresses)
             code = main(argv)
-            sys.stdout.flush()  # not at exit, where a closed pipe would be reported as a failure
-            return code
         except UserError as error:
             message = " ".join(str(error).split())
             print(f"error: {message}", file=sys.stderr)
-            return 2
+            code = 2
+        except OSError as error:
+            if error.errno not in _UNWRITABLE:
+                raise
+            what = error.filename or "a file"
+            print(f"error: {what} cannot be written: {error.strerror}", file=sys.stderr)
+            code = 2
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)
-            return 130
+            code = 130
         except Terminated as end:
             print(end, file=sys.stderr)
-            return 143
-        except BrokenPipeError:
-            if not _is_unread(sys.stdout):
-                raise  # it was another pipe
-            # What is left in the buffer must go somewhere when Python ends.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            code = 143
+        sys.stdout.flush()
+        if code or output.error is None:
+            return code
+        if output.error.errno == errno.EPIPE:
             return 141
+        print(f"error: standard output: {output.error.strerror}", file=sys.stderr)
+        return 2
 
-    app.run(guarded, flags_parser=flag_parsing.parse)
+    with contextlib.ExitStack() as stack:
+        output = _kept(stack, "stdout", 1)
+        _kept(stack, "stderr", 2)
+        _fill_descriptors()
+        app.run(guarded, flags_parser=flag_parsing.parse)
 
 
-def _is_unread(stream) -> bool:
-    """Whether a stream is a pipe whose reader is gone."""
-    poll = select.poll()
-    poll.register(stream, select.POLLOUT)
-    return any(event & select.POLLERR for _, event in poll.poll(0))
+def _refuse_addresses(allowed: Sequence[str]) -> None:
+    from memvid_tf import files  # which raises our UserError
+
+    for name in set(flags.FLAGS) - set(allowed):
+        flag = flags.FLAGS[name]
+        values = flag.value if isinstance(flag.value, list) else [flag.value]
+        for value in values if flag.present else ():
+            if isinstance(value, str):
+                try:
+                    files.local(value)
+                except UserError as error:
+                    raise UserError(f"--{name}: {error}") from error
+
+
+class _Stream(io.RawIOBase):
+    """Standard output or error, whose end may be gone: the first error is kept, not raised.
+
+    A full disk under a log, or a terminal that was closed, must not end hours of work.
+
+    Attributes:
+      error: since which nothing is written any more.
+    """
+
+    def __init__(self, descriptor: int):
+        super().__init__()
+        self._descriptor, self.error = descriptor, None
+
+    def writable(self):
+        return True
+
+    def fileno(self):
+        return self._descriptor
+
+    def isatty(self):
+        return self._descriptor >= 0 and os.isatty(self._descriptor)
+
+    def write(self, data):
+        if self.error is None:
+            try:
+                return os.write(self._descriptor, data)
+            except OSError as error:
+                self.error = error
+        return len(data)
+
+
+def _kept(stack: contextlib.ExitStack, name: str, descriptor: int) -> _Stream:
+    """Puts such a stream in the place of Python's own until the stack is left."""
+    usual = getattr(sys, name)  # None where it was closed before Python began
+    stream = _Stream(-1 if usual is None else descriptor)
+    if usual is not getattr(sys, f"__{name}__"):
+        return stream  # somebody else takes what is written
+    encoding, problems = ("utf-8", "replace") if usual is None else (usual.encoding, usual.errors)
+    text = io.TextIOWrapper(
+        io.BufferedWriter(stream),
+        encoding=encoding,
+        errors=problems,
+        line_buffering=name == "stderr" or stream.isatty(),
+        write_through=usual is not None and usual.write_through,
+    )
+    setattr(sys, name, text)
+    stack.callback(setattr, sys, name, usual)
+    stack.callback(text.flush)
+    return stream
+
+
+def _fill_descriptors() -> None:
+    """Keeps the numbers of closed standard streams from the files that the program opens: on them
+    libraries write what they have to say."""
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the lowest free number

@@ -3,9 +3,9 @@
 import os
 from pathlib import Path
 
+from memvid_tf import files
 from memvid_tf.errors import UserError
-
-PARAMS_FILE = "params.yaml"  # what every training writes beside its checkpoints
+from memvid_tf.tasks.ended import PARAMS_FILE
 
 
 def check_file(flag: str, path: str, wanted: str) -> None:
@@ -17,12 +17,10 @@ def check_file(flag: str, path: str, wanted: str) -> None:
       wanted: what it should be, for the message.
 
     Raises:
-      UserError: it is not there, is a folder, or may not be read.
+      UserError: it is not there, is something else, or may not be read.
     """
-    if os.path.isdir(path):
-        raise UserError(f"--{flag}={path} is a folder, wanted {wanted}")
-    if not os.path.exists(path):
-        raise UserError(f"--{flag}={path}: no such file, wanted {wanted}")
+    if not os.path.isfile(path):
+        raise UserError(f"--{flag}={path} {files.what(path)}, wanted {wanted}")
     if not os.access(path, os.R_OK):
         raise UserError(f"--{flag}={path} may not be read, wanted {wanted}")
 
@@ -39,8 +37,7 @@ def check_training(flag: str, folder: str, checkpoint: str = "") -> None:
       UserError: it is not there, or holds no configuration or no such checkpoint.
     """
     if not os.path.isdir(folder):
-        what = "is a file" if os.path.exists(folder) else "no such folder"
-        raise UserError(f"--{flag}={folder}: {what}, wanted the --model_dir of a training")
+        raise UserError(f"--{flag}={folder} {files.what(folder)}, wanted the folder of a training")
     if not os.path.exists(os.path.join(folder, PARAMS_FILE)):
         raise UserError(f"--{flag}={folder} holds no {PARAMS_FILE}; is it that of a training?")
     if checkpoint and not os.path.exists(os.path.join(folder, f"{checkpoint}.index")):

@@ -99,11 +99,22 @@ def main(argv):
     paths.check_output("model_dir", FLAGS.model_dir, folder=True)
     for file in FLAGS.config_file:
         paths.check_file("config_file", file, "a YAML file such as configs/interleaved_tiny.yaml")
+    from memvid_tf.tasks import ended
+
+    wanted = FLAGS.experiment, FLAGS.config_file, FLAGS.params_override
+    nothing_to_do = ended.early_message(FLAGS.model_dir, *wanted)
+    if nothing_to_do:
+        print(nothing_to_do)
+        return
     from memvid_tf.tasks import configuration, training
 
-    params = configuration.load(FLAGS.experiment, FLAGS.config_file, FLAGS.params_override)
+    params = configuration.load(*wanted)
     params = training.completed(params)
     check_same_training(params, FLAGS.model_dir)
+    nothing_to_do = ended.message(FLAGS.model_dir, params.trainer.train_steps)
+    if nothing_to_do:
+        print(nothing_to_do)
+        return
     training.run(params, FLAGS.model_dir, FLAGS.mode)
 
 

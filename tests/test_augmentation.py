@@ -5,6 +5,46 @@ import pytest
 import tensorflow as tf
 
 from memvid_tf.data import augmentation
+from memvid_tf.runtime import preprocess
+
+
+def axis_weights(source, target):
+    """[target, source]: the area mean along an axis that shrinks, bilinear along one that grows."""
+    weights = np.zeros((target, source))
+    for i in range(target):
+        if target <= source:
+            for j in range(source):
+                low, high = i * source / target, (i + 1) * source / target
+                weights[i, j] = max(0.0, min(high, j + 1) - max(low, j)) * target / source
+        else:
+            centre = (i + 0.5) * source / target - 0.5
+            low = int(np.floor(centre))
+            for j, part in ((low, 1 - (centre - low)), (low + 1, centre - low)):
+                weights[i, min(max(j, 0), source - 1)] += part
+    return weights
+
+
+@pytest.mark.parametrize(
+    "size", [(20, 31), (37, 30), (53, 80), (20, 90), (61, 31), (37, 53), (1, 1), (18, 26)]
+)
+def test_resizing_is_one_definition(size):
+    """Training and runtime against weights worked out pixel by pixel, of a picture of 37 x 53."""
+    picture = np.random.default_rng(4).integers(0, 256, (37, 53, 3), np.uint8)
+    rows, columns = axis_weights(37, size[0]), axis_weights(53, size[1])
+    wanted = np.einsum("ij,jkc,lk->ilc", rows, picture.astype(float), columns)
+    trained = augmentation.resized(tf.constant(picture), size).numpy()
+    assert trained.dtype == np.uint8
+    np.testing.assert_allclose(trained, wanted, atol=0.51)  # it rounds to nearest
+    used = preprocess.resize(picture, size)
+    # OpenCV weighs with eleven bits, and rounds between the axes where only one shrinks.
+    np.testing.assert_allclose(used, wanted, atol=1.2)
+    assert np.abs(used.astype(int) - trained).max() <= 1
+    # Pictures of a size that a graph does not know, several at once.
+    many = tf.function(
+        lambda images: augmentation.resized(images, size),
+        input_signature=[tf.TensorSpec((None, None, None, 3), tf.uint8)],
+    )(picture[None].repeat(2, 0))
+    np.testing.assert_array_equal(many, np.stack([trained, trained]))
 
 
 def window(pictures, boxes=((0.25, 0.25, 0.75, 0.75),)):

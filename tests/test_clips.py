@@ -1,5 +1,8 @@
 """The clip reader, on painted clips: see `painted`."""
 
+import json
+import shutil
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -349,6 +352,16 @@ def test_stored_frames_of_another_size_are_resized(folder):
 def test_wrong_settings_are_named(folder, change, message):
     with pytest.raises(ValueError, match=message):
         clips.clip_dataset(training(folder).replace(**change))
+
+
+def test_a_split_without_objects_is_refused(folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "set")
+    path = tmp_path / "set/dataset.json"
+    told = json.loads(path.read_text())
+    told["splits"]["test"]["statistics"]["objects"] = 0
+    path.write_text(json.dumps(told))
+    with pytest.raises(ValueError, match="split 'test' is not allowed: .*set has no object in it"):
+        clips.clip_dataset(evaluating(path.parent))
 
 
 def test_a_start_step_in_evaluation_is_refused(folder):

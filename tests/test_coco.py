@@ -89,3 +89,24 @@ def test_detections_of_nothing_are_refused(change):
     detection = {"image_id": 1, "category_id": 1, "bbox": [0, 0, 1, 1], "score": 0.5, **change}
     with pytest.raises(ValueError, match="not of an image and a category of the truth"):
         coco.evaluate(truth, [detection])
+
+
+def test_annotations_need_no_ids_areas_or_crowds_and_stay_as_they_are():
+    """Numbered from 0, twice the same, or not at all: a perfect detection is perfect."""
+    images = [{"id": i, "height": 100, "width": 100} for i in (1, 2)]
+    boxes = {1: [10, 10, 40, 40], 2: [30, 20, 40, 60]}
+    found = [
+        {"image_id": i, "category_id": 3, "bbox": box, "score": 0.9} for i, box in boxes.items()
+    ]
+    for ids in ([{"id": 0}, {"id": 1}], [{"id": 5}, {"id": 5}], [{}, {}]):
+        truth = {
+            "images": images,
+            "categories": [{"id": 3, "name": "cat"}],
+            "annotations": [
+                {"image_id": i, "category_id": 3, "bbox": box, **number}
+                for (i, box), number in zip(boxes.items(), ids)
+            ],
+        }
+        before = json.dumps(truth)
+        assert coco.evaluate(truth, found).numbers["AP"] == 1
+        assert json.dumps(truth) == before

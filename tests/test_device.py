@@ -20,7 +20,7 @@ from test_device_text import CLASSIC
 from benchmarks import adb as adb_lib
 from benchmarks import benchmark_model, payload, phone, rig
 from benchmarks import measurements as schema
-from benchmarks.handset import GoldenMismatch, Handset, LoaderFailed
+from benchmarks.handset import Foreign, GoldenMismatch, Handset, LoaderFailed
 from benchmarks.runner import local, schedules
 from memvid_tf.errors import UserError
 
@@ -195,6 +195,21 @@ def test_a_full_disk(server, parts, address):
     rig.disconnect(server)
 
 
+def test_our_folder_and_nothing_else_is_removed(cable, parts):
+    cable.adb.check("mkdir -p /data/local/tmp/theirs && echo x >/data/local/tmp/theirs/photo")
+    small = payload.Payload({n: parts.files[n] for n in (payload.RUNNER, payload.LITERT)})
+    device = Handset(cable.adb, small, "/data/local/tmp/theirs")
+    with pytest.raises(LoaderFailed):
+        device.prepare()
+    device.remove()
+    assert cable.adb.check("ls -A /data/local/tmp/theirs") == "photo\n"
+    cable.adb.check("cd /data/local/tmp/theirs && mkdir memvid_tf && mv photo memvid_tf/")
+    with pytest.raises(Foreign, match="memvid_tf holds files that are not ours"):
+        device.prepare()
+    device.remove()
+    assert cable.adb.check("ls -A /data/local/tmp/theirs/memvid_tf") == "photo\n"
+
+
 def test_a_missing_loader_is_named(cable, parts):
     less = {n: p for n, p in parts.files.items() if n != payload.LOADER}
     with pytest.raises(LoaderFailed, match=r"ld-linux-aarch64.so.1 does not run \(code 127\)"):
@@ -244,7 +259,7 @@ def test_a_benchmark_model_of_the_users_is_run_and_read(cable, parts, bundle, tm
     model = device.push(bundle.graph_path("f1"))
     call = f"./{device.push(binary)}"
     text = device.call(benchmark_model.command(call, model, 2, 50, "--use_gpu=true"), None)
-    assert "--graph=f1.tflite --num_threads=2 --num_runs=50 --use_gpu=true" in text
+    assert f"--graph={model} --num_threads=2 --num_runs=50 --use_gpu=true" in text
     assert benchmark_model.parse(text)["latency_us"] == [24123.4]
     with pytest.raises(adb_lib.AdbError, match="exit code 127"):
         device.call("./none", None)
@@ -302,7 +317,7 @@ def test_the_program_measures_keeps_what_it_has_and_goes_on(cable, parts, bundle
     assert again[: len(first)] == first
     modes = [m.setting.mode for m in again]
     assert (modes.count("burst"), modes.count("sustained")) == (2 * len(first), 4)
-    assert cable.adb.shell(f"ls {FOLDER}").code, "the folder is removed"
+    assert cable.adb.shell("ls /data/local/tmp/memvid_tf").code, "the folder is removed"
     assert json.loads(Path(f"{output}.json").read_text())["schema_version"] == 2
 
 

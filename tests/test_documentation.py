@@ -18,6 +18,8 @@ import numpy as np
 import pytest
 from accepted import OURS, check
 
+from benchmarks import demo
+from export import verify
 from memvid_tf.data import conversion, records, sharding
 from memvid_tf.models import zoo
 from memvid_tf.models.deeplab import Segmenter, SegmenterConfig
@@ -127,6 +129,13 @@ def test_every_command_is_accepted(page, tmp_path):
     with as_a_reader(page, tmp_path) as made:
         for command in found:
             check(command, made)
+
+
+def test_every_step_of_the_demo_is_accepted():
+    for step in demo.steps("demo")[1]:
+        check(f"python {shlex.join(step.command)}")
+    # The table at the end takes them from the report of the verification.
+    assert set(demo.MODES) <= set(verify.MODES)
 
 
 def test_every_command_of_the_pages_of_networks_is_accepted():

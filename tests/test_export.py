@@ -331,7 +331,7 @@ def test_only_a_bundle_is_replaced(tmp_path, capfd):
     (tmp_path / "run" / "ckpt-1.index").write_text("mine")
     (tmp_path / "file").write_text("mine")
     for name, word in (("run", "ckpt-1.index"), ("file", "file")):
-        refused(capfd, tmp_path / name, "is no bundle" * (name == "run"), word,
+        refused(capfd, tmp_path / name, "no bundle of ours" * (name == "run"), word,
                 model_dir=tiny_run.qat_run(), verify="false")  # fmt: skip
     assert listing(tmp_path) == {"run/ckpt-1.index": b"mine", "file": b"mine"}
 

@@ -92,3 +92,16 @@ def test_a_fault_in_the_table_is_named():
         "detector, training: A() has no GPU kernel",
         "detector, training: B() refuses determinism on a GPU",
     ]
+
+
+def test_rows_say_what_xla_translates():
+    def python(batch):
+        return tf.py_function(lambda x: x, [batch["x"]], tf.float32)
+
+    batch = {"x": tf.ones([2])}
+    row = gpu_ops._traced("of", "training", lambda batch: tf.tanh(batch["x"]), batch)
+    assert (row.without_kernel, row.refusing, row.jit_compile) == ([], [], "yes")
+    row = gpu_ops._traced("of", "training", python, batch)
+    assert row.jit_compile == "no: calls Python where the loss is not finite"
+    row = gpu_ops._traced("of", "validation", lambda batch: tf.strings.as_string(batch["x"]), batch)
+    assert row.jit_compile.startswith("no: ") and len(row.jit_compile) > 10

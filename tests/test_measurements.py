@@ -278,12 +278,35 @@ def test_this_machine_is_measured_and_goes_on_where_it_stopped(tmp_path, monkeyp
     assert len(latencies.extract_ms["f0"]) == 40 and latencies.policy_ms is None
 
 
+def test_results_have_one_writer(tmp_path):
+    """Two would each replace what the other one added."""
+    output = str(tmp_path / "r")
+    with schema.Results.held(output) as results:
+        with pytest.raises(UserError, match="r.json' is in use by process"):
+            with schema.Results.held(output):
+                pytest.fail("two at once")
+        results.append(repeats(1.0, 1)[0])
+    with schema.Results.held(output) as results:
+        assert len(results.measurements) == 1
+    with schema.Results.held("") as results, schema.Results.held(""):
+        results.append(repeats(1.0, 1)[0])
+    assert [path.name for path in tmp_path.iterdir()] == ["r.json"]
+
+
+@pytest.mark.parametrize("kind", ["pipe", "folder"])
+def test_results_that_are_no_file_are_named(tmp_path, kind):
+    path = tmp_path / "r.json"
+    os.mkfifo(path) if kind == "pipe" else path.mkdir()
+    with pytest.raises(UserError, match=f"r.json: it is a {kind}, wanted a file"):
+        schema.Results.load(path, missing_ok=True)
+
+
 @pytest.mark.parametrize(
     "flags, message",
     [
         ([], "--bundle is missing"),
         (["--bundle=none"], "bundle none: no such folder"),
-        (["--peer=none.tflite"], "--peer=none.tflite: no such file"),
+        (["--peer=none.tflite"], "--peer=none.tflite does not exist"),
         (["--peer=x", "--threads=0"], "--threads='0' is not in 1.."),
     ],
 )

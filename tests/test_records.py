@@ -5,15 +5,19 @@ import hashlib
 import json
 import os
 import pathlib
+import resource
+import shutil
 import subprocess
 import sys
 
 import cv2
+import killing
 import numpy as np
 import pytest
 
 from memvid_tf.data import records, sharding
 from memvid_tf.data.records import ClipRecord, DatasetError
+from memvid_tf.errors import UserError
 
 SIZE = (20, 30)
 
@@ -220,11 +224,62 @@ def test_foreign_folders_are_left_alone(tmp_path):
 
 def test_two_writers_of_one_set_do_not_mix(tmp_path):
     def meddles(split, index):
-        with pytest.raises(DatasetError, match="another process is writing"):
+        with pytest.raises(UserError, match=r"set' is in use by process \d+ since .*; wait for it"):
             sharding.write_dataset(tmp_path / "set", random_plan(), workers=0)
         return make_random_clip(split, index)
 
     sharding.write_dataset(tmp_path / "set", random_plan(meddles), workers=0)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["set"]
+
+
+def test_a_conversion_survives_death_at_every_step(tmp_path, monkeypatch):
+    """The set is whole or not there, and what the restart makes again is one shard at most."""
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)  # a process dies, not the machine
+    folder, made, again = tmp_path / "set", [], []
+
+    def notes(split, index):
+        made.append(index)
+        return make_random_clip(split, index)
+
+    plan = random_plan(notes, splits={"train": sharding.SplitPlan(3, 4)}, shard_clips=1)
+    sharding.write_dataset(tmp_path / "whole", plan, workers=0)
+    expected = contents(tmp_path / "whole")
+    shutil.rmtree(tmp_path / "whole")
+    made.clear()
+
+    def look(step):
+        complete = folder.exists()
+        if complete:
+            assert contents(folder).items() >= expected.items(), step
+        before = len(made)
+        made.clear()
+        _, found = sharding.write_dataset(folder, plan, workers=0)
+        again.append(before + len(made) - 3)
+        assert contents(folder) == expected and os.listdir(tmp_path) == ["set"], step
+        assert found == complete, step
+        shutil.rmtree(folder)
+        made.clear()
+
+    steps = killing.every_step(
+        monkeypatch, lambda: sharding.write_dataset(folder, plan, workers=0), look
+    )
+    assert steps > 40 and set(again) == {0, 1}
+    assert again[-12:] == [0] * 12, "dataset.json and what follows repeat no shard"
+    assert contents(folder) == expected
+
+
+def test_a_full_disk_ends_a_conversion_in_one_line(tmp_path):
+    """And with room it goes on."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (8_000, hard))
+    try:
+        with pytest.raises((DatasetError, OSError), match="cannot be written|cut short|too large"):
+            sharding.write_dataset(tmp_path / "set", random_plan(), workers=0)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert not (tmp_path / "set").exists()
+    info, _ = sharding.write_dataset(tmp_path / "set", random_plan(), workers=0)
+    assert len(list(records.read_clips(info, "train"))) == 10
 
 
 def test_a_missing_set_says_how_to_make_one(tmp_path):
@@ -242,8 +297,20 @@ def test_a_missing_set_says_how_to_make_one(tmp_path):
     "change, message",
     [
         (lambda d: d.update(schema_version=2), "has schema version 2, this code reads 1"),
-        (lambda d: d.pop("labels"), "is incomplete: KeyError..labels"),
-        (lambda d: d["splits"]["train"]["shards"][0].pop("bytes"), "is incomplete: TypeError"),
+        (lambda d: d.pop("labels"), "key 'labels' is missing"),
+        (
+            lambda d: d["splits"]["train"]["shards"][0].pop("bytes"),
+            r"key 'splits.train.shards\[0\].bytes' is missing",
+        ),
+        (lambda d: d["splits"]["train"].update(clips="6"), "train.clips is '6', wanted a whole"),
+        (lambda d: d.update(image_size=[20, float("inf")]), "Infinity is not a JSON number"),
+        (lambda d: d.update(image_size=[20, 10**9]), r"image_size \(20, 1000000000\) is not in 1"),
+        (lambda d: d.update(labels=["a", "a", "b"]), "labels 'a, a, b' are none, or one is"),
+        (lambda d: d.update(labels=["x", "b", "c"]), "objects_by_class of train has other classes"),
+        (lambda d: d["splits"]["test"].update(statistics={}), "of test lack the number 'objects'"),
+        (lambda d: d["splits"]["test"].update(frames=0), "test has 3 clips of up to 4 frames, 0"),
+        (lambda d: d["splits"]["train"].update(shards=[7]), r"train.shards\[0\] is 7, wanted an o"),
+        (lambda d: d.update(colour=1), "unknown key 'colour'"),
         (
             lambda d: d["splits"]["train"]["shards"][0].update(file="../../passwd"),
             "plain file name",
@@ -260,9 +327,11 @@ def test_a_wrong_description_is_named(dataset, change, message):
 
 
 def test_a_description_that_is_no_json_is_named(dataset):
-    (dataset / "dataset.json").write_text("{")
-    with pytest.raises(DatasetError, match="dataset.json is not JSON"):
-        records.read_info(dataset)
+    for content in (b"{", b"\xff\xfe", b"", b'{"a":' * 100_000, b"[" * 100_000):
+        (dataset / "dataset.json").write_bytes(content)
+        with pytest.raises(DatasetError, match="dataset.json cannot be used: ") as error:
+            records.read_info(dataset)
+        assert len(str(error.value)) < 600
 
 
 def test_missing_and_truncated_shards_are_named(dataset):
@@ -336,7 +405,14 @@ def test_the_program_makes_and_shows_a_set(tmp_path):
     done = run(tmp_path, "frames", f"--input={folder}", f"--output={frames}", "--clips=1")
     assert done.returncode == 0, done.stderr
     stored = records.pick_clips(info, "test", [1])[0].images
-    assert [path.read_bytes() for path in sorted(frames.iterdir())] == stored
+    assert [path.read_bytes() for path in sorted(frames.glob("*.*g"))] == stored
+    (frames / "mine.txt").write_text("precious")
+    refused = (frames, "holds mine.txt, which came later"), (folder, "no frames of ours")
+    for output, message in refused:
+        before = {path: path.read_bytes() for path in output.iterdir()}
+        done = run(tmp_path, "frames", f"--input={folder}", f"--output={output}", "--clips=0")
+        assert done.returncode == 2 and message in done.stderr, done.stderr
+        assert {path: path.read_bytes() for path in output.iterdir()} == before
 
 
 @pytest.mark.parametrize(

@@ -262,7 +262,7 @@ def test_goldens_are_compared_element_by_element(tmp_path, bundle):
     if bundle.manifest.precision == "float32":
         return
     job = plan.goldens(bundle)
-    file = "golden/f1.serving_default.features.bin"
+    file = f"{plan.GIVEN}golden/f1.serving_default.features.bin"
     data = bytearray(job.files[file].read_bytes())
     data[5], data[9] = data[5] ^ 1, data[9] ^ 64
     damaged = dataclasses.replace(job, files=job.files | {file: bytes(data)})
@@ -297,8 +297,11 @@ def test_models_of_others_run(fixtures_dir):
         (("runs 3\n", ""), "0 lines 'runs', wanted one"),
         (("end\n", ""), "cut short"),
         (("memvid_plan 1", "memvid_plan 9"), "first line is not"),
-        (("runs 3", "runs 3\nset f1.tflite:serving_default image none.bin"), "none.bin: No such"),
-        (("runs 3", "runs 3\nset f1.tflite:serving_default picture x"), "no tensor picture"),
+        (
+            ("runs 3", "runs 3\nset given/f1.tflite:serving_default image none.bin"),
+            "none.bin: No such",
+        ),
+        (("runs 3", "runs 3\nset given/f1.tflite:serving_default picture x"), "no tensor picture"),
     ],
 )
 def test_a_bad_plan_is_one_line(change, message):

@@ -13,6 +13,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from unittest import mock
 
 import numpy as np
@@ -22,8 +23,9 @@ import tiny_run
 import yaml
 
 import memvid_tf  # noqa: F401  (before TensorFlow)
+from memvid_tf import locks
 from memvid_tf.data import records
-from memvid_tf.tasks import checkpoints, configuration, detection, training
+from memvid_tf.tasks import checkpoints, configuration, detection, progress, training
 
 # Traced graphs are what training runs; where a test needs several short runs and nothing of the
 # graphs, eager ones spare it the tracing.
@@ -143,6 +145,37 @@ def test_the_best_checkpoint_is_the_one_with_the_best_accuracy():
 def test_what_the_trainer_says_is_in_the_log():
     log = open(os.path.join(tiny_run.float_run(), training.LOG_FILE)).read()
     assert f"train | step: {tiny_run.STEPS:6d}" in log and f"eval | step: {12:6d}" in log
+    assert re.search(r"'training_loss': \d+\.\d+[,}]", log) and "np.float" not in log
+
+
+@pytest.mark.slow
+def test_checkpoints_are_of_multiples_of_their_interval_and_of_the_end():
+    state = tf.train.get_checkpoint_state(tiny_run.float_run())
+    steps = [int(path.rpartition("-")[2]) for path in state.all_model_checkpoint_paths]
+    assert steps == [4, 8, 12, 16, 20, 24, 28, tiny_run.STEPS]
+
+
+def test_the_bar_moves_while_a_loop_of_steps_runs(monkeypatch, capsys):
+    """Each step waits until it is seen, so that the loop ends only if the bar looks into it."""
+    monkeypatch.setattr(progress, "FILE_S", 0.01)
+    bar, drawn = training.Progress(0, 3), [""]
+    bar.global_step = step = tf.Variable(0, dtype=tf.int64)
+
+    def wait_until_seen(number):
+        end = time.monotonic() + 20
+        while f" {int(number)}/3 " not in drawn[0]:
+            assert time.monotonic() < end, drawn[0]
+            drawn[0] += capsys.readouterr().err
+            time.sleep(0.005)
+
+    @tf.function
+    def loop(count):
+        for _ in tf.range(count):
+            tf.py_function(wait_until_seen, [step.assign_add(1)], [])
+
+    loop(tf.constant(3))
+    bar.close()
+    assert drawn[0].index(progress.COMPILING) < drawn[0].index(f"{progress.TRAINING}: ")
 
 
 # Batch normalisation.
@@ -171,7 +204,7 @@ def test_batch_statistics_stand_still_once_they_are_frozen():
 
 @pytest.mark.slow
 def test_batch_statistics_move_unless_they_are_frozen(tmp_path):
-    runs = [at(tiny_run.float_run(), step) for step in (26, tiny_run.STEPS)]
+    runs = [at(tiny_run.float_run(), step) for step in (24, tiny_run.STEPS)]
     assert not any(run[FROZEN] for run in runs)
     for name in filter(STATISTICS.fullmatch, runs[0]):
         assert not np.array_equal(*(run[name] for run in runs)), name
@@ -273,7 +306,7 @@ def test_the_float_phase_resumed_equals_uninterrupted(tmp_path, capfd):
     short |= dict(trainer__validation_interval=3, trainer__steps_per_loop=1)
     flags = {name: tiny_run.float_flags(tmp_path / name, **short) for name in ("whole", "parts")}
     assert tiny_run.program("memvid_tf.train", **flags["whole"]) == 0
-    for step, kept in ((3, 1), (5, 3)):
+    for step, kept in ((3, 2), (5, 4)):
         with interrupted(step):
             assert tiny_run.program("memvid_tf.train", **flags["parts"]) == 130
         assert capfd.readouterr().err.rstrip().endswith("interrupted")
@@ -288,9 +321,21 @@ def test_the_float_phase_resumed_equals_uninterrupted(tmp_path, capfd):
     for name in ("params.yaml", "best/info.json"):
         assert (tmp_path / "parts" / name).read_text() == (tmp_path / "whole" / name).read_text()
     assert_same_end(tmp_path / "parts" / "best", tmp_path / "whole" / "best")
-    # Started once more it has nothing to do and changes nothing.
-    assert tiny_run.program("memvid_tf.train", **flags["parts"]) == 0
-    assert_same_end(tmp_path / "parts", tmp_path / "whole")
+    # It said what it was at while nothing moved.
+    drawn = capfd.readouterr().err
+    wanted = [progress.COMPILING, progress.TRAINING, progress.COMPILING_VALIDATION]
+    assert all(f"{what}:" in drawn for what in wanted) and f"{progress.VALIDATING}, 2" in drawn
+    # Started once more it has nothing to do, says so and changes nothing.
+    before = listing(tmp_path / "parts")
+    # The last is not what it was trained with, but no contradiction.
+    for changes in ({}, {"trainer__train_steps": 5}, {"task__freeze_norm_step": 9}):
+        values = short | changes
+        again = tiny_run.float_flags(tmp_path / "parts", **values)
+        assert tiny_run.program("memvid_tf.train", **again) == 0
+        steps = values["trainer__train_steps"]
+        said = f"nothing to do: {tmp_path}/parts has reached step 6 of {steps}; raise"
+        assert capfd.readouterr().out.startswith(said)
+    assert listing(tmp_path / "parts") == before
 
 
 @pytest.mark.slow
@@ -308,6 +353,51 @@ def test_the_quantized_phase_killed_and_started_again_equals_uninterrupted(tmp_p
     assert checkpoints.step_of(checkpoints.latest(str(tmp_path / "run"))) == last - 1
     assert tiny_run.program("memvid_tf.train", *arguments) == 0
     assert_same_end(tmp_path / "run", tiny_run.qat_run())
+
+
+def test_a_signal_is_noted_once_there_is_something_to_keep():
+    termination = training.Termination()
+    termination.learned(None)
+    usual = {n: signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGHUP)}
+    with termination.watched():
+        os.kill(os.getpid(), signal.SIGHUP)
+        assert termination.asked
+        assert {signal.getsignal(n) for n in usual} == {signal.SIG_DFL}, "a second one ends it"
+    assert {n: signal.getsignal(n) for n in usual} == usual
+
+
+def test_nohup_keeps_its_word():
+    termination = training.Termination()
+    termination.learned(None)
+    usual = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with termination.watched():
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert not termination.asked
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert termination.asked
+    finally:
+        signal.signal(signal.SIGHUP, usual)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_before_the_first_steps_ends_at_once(number, capfd):
+    child = os.fork()
+    if not child:
+        with training.Termination().watched():
+            os.kill(os.getpid(), number)
+        os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 128 + number
+    assert "terminated before the first steps; start the same" in capfd.readouterr().err
+
+
+def test_a_second_training_in_a_folder_is_refused(tmp_path, capfd):
+    """While the first one lives; nothing of its is touched."""
+    before = listing(tmp_path)
+    with locks.folder(tmp_path):
+        assert tiny_run.program("memvid_tf.train", **tiny_run.float_flags(str(tmp_path))) == 2
+    assert f"in use by process {os.getpid()} since" in capfd.readouterr().err
+    assert listing(tmp_path) == before
 
 
 # A loss that is not a number.
@@ -406,6 +496,11 @@ OVERRIDES = [
     ("no validation data", dict(task__validation_data__input_path="/nowhere"), ["/nowhere"]),
     ("no such split", dict(task__validation_data__split="val"), ["'val'", "test, train"]),
     ("classes", dict(task__model__num_classes=3), ["num_classes is 3", "horizontal_disk"]),
+    (
+        "other classes",
+        dict(task__labels=f"[{','.join(tiny_run.LABELS[::-1])}]"),
+        [f"has the classes {tiny_run.LABELS[0]}", f"the network's are {tiny_run.LABELS[-1]}"],
+    ),
     ("objects", dict(task__train_data__max_objects=1), ["max_objects 1", "at least 2"]),
     ("long window", dict(task__train_data__unroll_frames=9), ["unroll_frames 9", "at most 8"]),
     ("short window", dict(task__train_data__unroll_frames=1), ["unroll_frames", "at least 2"]),
@@ -427,7 +522,7 @@ def test_overrides_that_cannot_be(tmp_path, capfd, values, words):
 
 def test_flags_that_cannot_be(tmp_path, capfd):
     flags = tiny_run.float_flags(tmp_path / "run")
-    refused(capfd, "no.yaml", "no such file", **flags | {"config_file": tmp_path / "no.yaml"})
+    refused(capfd, "no.yaml", "does not exist", **flags | {"config_file": tmp_path / "no.yaml"})
     refused(capfd, "'stray'", **flags, arguments=["stray"])
     refused(capfd, "'nets'", "interleaved", **flags | {"experiment": "nets"})
     refused(capfd, "--model_dir", **flags | {"model_dir": ""})

@@ -7,7 +7,7 @@ import tempfile
 from pathlib import Path
 
 from benchmarks.runner import build
-from benchmarks.runner.plan import Job
+from benchmarks.runner.plan import GIVEN, Job
 from memvid_tf.errors import UserError
 
 PLAN, RESULT = "plan.txt", "result.json"
@@ -72,7 +72,7 @@ def reason(stderr: str) -> str:
 
 
 def parse(text: str, job: Job) -> dict:
-    """The runner's JSON, checked: as many samples as runs.
+    """The runner's JSON, checked: as many samples as runs. Graphs have the names they were given.
 
     Raises:
       RunnerError: it is cut short or not of this job.
@@ -84,4 +84,6 @@ def parse(text: str, job: Job) -> dict:
     samples = len(result.get("latency_us", [])) if isinstance(result, dict) else -1
     if samples != job.samples:
         raise RunnerError(f"the runner's result holds {samples} samples, wanted {job.samples}")
+    for row in result.get("goldens", ()):
+        row["graph"] = row["graph"].removeprefix(GIVEN)
     return result

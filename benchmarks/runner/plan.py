@@ -2,7 +2,9 @@
 
 A plan is made from a bundle (goldens here, schedules in `schedules`) or from any `.tflite` (the
 latency of one graph). All paths in it are relative, so the folder runs wherever it is copied to;
-`Job.files` says what to copy. Words are split at blanks, so no name may hold one.
+`Job.files` says what to copy. Files of bundles and models lie in a folder of their own, so that
+none of their names can take the place of something else. Words are split at blanks, so no name may
+hold one.
 """
 
 import dataclasses
@@ -14,6 +16,7 @@ from memvid_tf.runtime.bundle import Bundle
 
 VERSION = 1
 STATE = "state"  # folder of what a plan needs beyond the bundle's own files
+GIVEN = "given/"  # prefix of files whose names others chose, and of nothing else
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,12 +51,12 @@ def graph(
       inputs: raw tensors by name; those left out get fixed pseudo-random bytes.
       profile: also asks the runtime how long each operator takes, which costs time.
     """
-    name, word = path.name, signature or "-"
+    name, word = GIVEN + path.name, signature or "-"
     lines = [("job", "graph"), ("threads", threads), ("graph", name, word)]
     lines += [("runs", runs), ("warm_up", warm_up)]
     content: dict[str, Path | bytes] = {name: path}
-    for tensor, data in (inputs or {}).items():
-        file = f"{STATE}/{tensor}.bin"
+    for number, (tensor, data) in enumerate((inputs or {}).items()):
+        file = f"{STATE}/{number}.bin"
         lines.append(("set", f"{name}:{word}", tensor, file))
         content[file] = data
     if profile:
@@ -85,12 +88,13 @@ def comparison(calls: Sequence[Recorded], threads: int = 1) -> Job:
     """Compares what the runner computes with what is known, element by element."""
     lines, content = [("job", "golden"), ("threads", threads)], {}
     for call in calls:
-        content[call.file] = call.model
-        lines.append(("golden", call.file, call.signature))
+        model = GIVEN + call.file
+        content[model] = call.model
+        lines.append(("golden", model, call.signature))
         for key, tensors in (("set", call.inputs), ("expect", call.outputs)):
             for tensor, (file, data) in tensors.items():
-                lines.append((key, f"{call.file}:{call.signature}", tensor, file))
-                content[file] = data
+                lines.append((key, f"{model}:{call.signature}", tensor, GIVEN + file))
+                content[GIVEN + file] = data
     return Job(text(lines), content)
 
 

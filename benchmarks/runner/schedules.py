@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from benchmarks.runner.plan import STATE, Job, text
+from benchmarks.runner.plan import GIVEN, STATE, Job, text
 from memvid_tf.errors import UserError
 from memvid_tf.runtime import windowed
 from memvid_tf.runtime.bundle import Bundle
@@ -106,8 +106,8 @@ def schedule(bundle: Bundle, setting: ScheduleSetting, frames: Sequence[np.ndarr
     for role, call in calls.items():
         graph_name, _, signature = call.partition("/")
         file = bundle.manifest.graphs[graph_name].file
-        lines.append(("call", role, file, signature))
-        content[file] = bundle.path / file
+        lines.append(("call", role, GIVEN + file, signature))
+        content[GIVEN + file] = bundle.path / file
     pixels = np.stack(frames).tobytes()
     # One name for one sequence of frames: a device keeps those it has.
     file = f"frames/{hashlib.sha256(pixels).hexdigest()[:12]}.bin"
@@ -141,8 +141,8 @@ def _interleaved(bundle: Bundle, setting: ScheduleSetting) -> tuple[dict, list, 
     factor = manifest.image.sizes["f0"][0] // manifest.image.sizes["f1"][0]
     for name, shrink in (("f0", 1), ("f1", factor)):
         lines.append(("image", name, shrink, _table(bundle, name, calls[name], content)))
-    for state in manifest.state:
-        file = f"{STATE}/{state.name}.bin"
+    for number, state in enumerate(manifest.state):
+        file = f"{STATE}/{number}.bin"
         content[file] = np.full(state.shape, state.initial, state.dtype).tobytes()
         lines.append(("state", state.name, state.input, state.output, file))
     if setting.adaptive:

@@ -18,7 +18,8 @@ disk. Both reuse the same set found in --output, continue an interrupted run, an
 for `sha256sum -c`. check says in plain words what is missing or wrong in a data set, before it is
 converted (--dataset, --source) or after (--input); its exit code is 1 if it finds anything. show
 draws frames of some clips with boxes, track ids, class labels and masks. frames writes the frames of
-clips as a folder of images, as they are stored, for `python -m memvid_tf.detect --video=FOLDER`.
+clips as a folder of images, as they are stored, for `python -m memvid_tf.detect --video=FOLDER`; it
+replaces only a folder that it wrote.
 """
 
 import dataclasses
@@ -27,8 +28,9 @@ import pathlib
 
 from absl import flags
 
-from memvid_tf import errors, files
+from memvid_tf import errors, files, locks
 from memvid_tf.data import conversion, doctor, records, sharding, synthetic
+from memvid_tf.data.layouts import counted
 
 FLAGS = flags.FLAGS
 
@@ -84,6 +86,10 @@ _JPEG_QUALITY = flags.DEFINE_integer(
     "jpeg_quality", None, "synthetic, convert: quality of the stored frames, e.g. 95."
 )
 
+_SPLITS = flags.DEFINE_list(
+    "splits", [], "convert: the splits to convert, e.g. val; by default all that the data set has."
+)
+
 # Settings of a conversion, each a flag which changes the default.
 _CONVERSION = {
     "clip_frames": "frames of a training clip, e.g. 24",
@@ -91,6 +97,8 @@ _CONVERSION = {
     "eval_clip_frames": "most frames of a clip of the other splits, e.g. 100",
     "train_part": "part of each sequence that becomes training clips instead of the data set's own "
     "splits, DAVIS only, e.g. 0.7",
+    "skip_unreadable": "how many clips may be left out because a picture or an annotation cannot be "
+    "read, each of which is named, e.g. 10",
 }
 for _field in dataclasses.fields(conversion.ConversionConfig):
     if _field.name in _CONVERSION:
@@ -132,6 +140,7 @@ _COMMAND_FLAGS = {
         "workers",
         "image_size",
         "jpeg_quality",
+        "splits",
         *_CONVERSION,
     },
     "check": {"input", "dataset", "source", "decode", "every"},
@@ -200,6 +209,7 @@ def _conversion_plan():
     if _IMAGE_SIZE.value is not None:
         size = _numbers("image_size", _IMAGE_SIZE.value, (1, 2))
         changes["image_size"] = (size[0], size[-1])
+    changes["splits"] = tuple(_SPLITS.value)
     try:
         config = conversion.ConversionConfig(**changes)
     except ValueError as error:
@@ -244,20 +254,36 @@ def _write(plan):
         raise errors.UserError(f"--output {_OUTPUT.value} cannot be written: {error}") from error
     print(f"{info.folder}: {'found as it should be' if found else 'written'}")
     for name, split in info.splits.items():
-        motion = ", ".join(
-            f"{part:.1%} {speed}" for speed, part in split.statistics["motion_split"].items()
+        for line in _told(name, split):
+            print(line)
+
+
+def _told(name, split):
+    """Yields what a split holds, and what was left out of it, in lines."""
+    told = split.statistics
+    motion = ""
+    if split.clip_frames > 1:  # stills do not move
+        shares = (f"{part:.1%} {speed}" for speed, part in told["motion_split"].items())
+        motion = f", motion {', '.join(shares)}"
+    yield (
+        f"  {name}: {split.clips} clips, {split.frames} frames, "
+        f"{told['objects_per_frame']:.2f} objects a frame{motion}"
+    )
+    objects = told["objects_by_class"]
+    yield "    objects: " + ", ".join(f"{label} {count}" for label, count in objects.items())
+    if left_out := told.get("left_out"):
+        yield (
+            f"    left out: {left_out} objects without extent in the frame, or of a track that "
+            "the frame shows twice"
         )
-        print(
-            f"  {name}: {split.clips} clips, {split.frames} frames, "
-            f"{split.statistics['objects_per_frame']:.2f} objects a frame, motion {motion}"
-        )
-        counts = split.statistics["objects_by_class"]
-        print("    objects: " + ", ".join(f"{label} {count}" for label, count in counts.items()))
-        if left_out := split.statistics.get("left_out"):
-            print(
-                f"    left out: {left_out} objects without extent in the frame, or of a track "
-                "that the frame shows twice"
-            )
+    if unknown := told.get("unknown_classes"):
+        yield f"    left out: {sum(unknown.values())} objects of other classes: {counted(unknown)}"
+    if short := told.get("too_short"):
+        names = ", ".join(short[:10]) + (f" and {len(short) - 10} more" if short[10:] else "")
+        yield f"    left out: {len(short)} videos shorter than --min_clip_frames: {names}"
+    if reasons := told.get("unreadable"):
+        yield f"    left out: {len(reasons)} clips that cannot be read:"
+        yield from (f"      {reason}" for reason in reasons)
 
 
 def _show(info, clips):
@@ -267,9 +293,9 @@ def _show(info, clips):
 
     output = _OUTPUT.value
     picture = sheet.contact_sheet(info, _SPLIT.value, clips, _FRAMES.value)
+    _, encoded = cv2.imencode(pathlib.Path(output).suffix, picture[..., ::-1])
     try:
-        with files.atomic_path(output) as temporary:
-            cv2.imwrite(temporary, picture[..., ::-1])
+        files.write_bytes(output, encoded.tobytes())
     except OSError as error:
         raise errors.UserError(f"--output {output} cannot be written: {error}") from error
     print(f"{output}: clips {', '.join(map(str, clips))} of {_SPLIT.value}")
@@ -277,7 +303,8 @@ def _show(info, clips):
 
 def _write_frames(info, clips):
     try:
-        with files.atomic_folder(_OUTPUT.value) as folder:
+        output = _OUTPUT.value
+        with locks.target(output), files.atomic_folder(output, "frames") as folder:
             count = 0
             for clip in records.pick_clips(info, _SPLIT.value, clips):
                 for image in clip.images:

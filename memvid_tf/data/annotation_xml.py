@@ -9,11 +9,12 @@ import dataclasses
 import pathlib
 from xml.etree import ElementTree
 
-from memvid_tf.data.records import DatasetError
+from memvid_tf.data.records import DatasetError, MissingFileError
 
 # A frame of sixty objects takes 20 kB.
 MAX_BYTES = 4 << 20
 MAX_VALUE = 1e9
+MAX_NAME = 100
 CORNERS = ("ymin", "xmin", "ymax", "xmax")
 
 
@@ -30,7 +31,8 @@ class XmlObject:
 
 @dataclasses.dataclass(frozen=True)
 class XmlAnnotation:
-    """One picture: (height, width) as annotated, or None, and its objects in order."""
+    """One picture: (height, width) as annotated, None where that is not said or 0 x 0, as some
+    tools write what they do not know; and its objects in order."""
 
     size: tuple[int, int] | None
     objects: tuple[XmlObject, ...]
@@ -55,7 +57,7 @@ def read(path: pathlib.Path) -> XmlAnnotation:
         root = ElementTree.fromstring(data, ElementTree.XMLParser(target=_NoDoctype()))
         return XmlAnnotation(_size(root), tuple(_object(e) for e in root.iterfind("object")))
     except FileNotFoundError as error:
-        raise DatasetError(f"annotation {path} is missing") from error
+        raise MissingFileError(f"annotation {path} is missing") from error
     except (OSError, ElementTree.ParseError, ValueError, LookupError) as error:
         raise DatasetError(f"annotation {path} cannot be used: {error}") from error
 
@@ -64,7 +66,8 @@ def _size(root):
     size = root.find("size")
     if size is None:
         return None
-    return int(_number(size, "height")), int(_number(size, "width"))
+    height, width = int(_number(size, "height")), int(_number(size, "width"))
+    return (height, width) if height or width else None
 
 
 def _object(element):
@@ -74,6 +77,8 @@ def _object(element):
     name = (element.findtext("name") or "").strip()
     if not name:
         raise ValueError("an object has no name")
+    if len(name) > MAX_NAME:
+        raise ValueError(f"an object's name has {len(name)} letters, allowed are {MAX_NAME}")
     track = None if element.find("trackid") is None else int(_number(element, "trackid"))
     return XmlObject(
         name=name,

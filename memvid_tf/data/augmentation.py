@@ -9,6 +9,8 @@ pictures that change as the frames do, 255 in the foreground, until `decided`.
 and zoom out (Liu et al., 2016, section 2.2), the same for all frames of a window, and rectangles
 that move and grow, which make a video of a still image (LFS section 4.1 trains on both). How they
 move is one of `STILL_MOTIONS`: a little, as LFS says, or from one random box to another, as PW 3.4.
+A rectangle that is enlarged is bilinear as in `resized`; one that is made smaller is a little
+softer, since its borders lie between pixels.
 
 Differs from SSD: a patch has to cover part of an object, as TensorFlow's samplers have it, instead
 of a minimum IoU; saturation, contrast and brightness change, hue and the order of channels do not.
@@ -41,9 +43,19 @@ SPEED_DEVIATION = 0.5
 
 
 def resized(images: tf.Tensor, size) -> tf.Tensor:
-    """[..., H, W, 3] uint8 to another (height, width), antialiased, rounded to nearest."""
-    scaled = tf.image.resize(images, size, antialias=True)
-    return tf.cast(tf.clip_by_value(tf.round(scaled), 0.0, 255.0), tf.uint8)
+    """[n, H, W, C] or [H, W, C] uint8 to another (height, width), rounded to nearest.
+
+    Area mean along an axis that shrinks, bilinear along one that grows: what
+    `runtime.preprocess.resize` does, so that a network sees in use what it was trained on.
+    """
+    batch = images if images.shape.rank == 4 else images[None]
+    shrunk = tf.minimum(tf.shape(batch)[1:3], size)
+    scaled = tf.image.resize(batch, shrunk, tf.image.ResizeMethod.AREA)
+    scaled = tf.cond(
+        tf.reduce_all(shrunk == size), lambda: scaled, lambda: tf.image.resize(scaled, size)
+    )
+    rounded = tf.cast(tf.clip_by_value(tf.round(scaled), 0.0, 255.0), tf.uint8)
+    return rounded if images.shape.rank == 4 else rounded[0]
 
 
 def decided(masks: tf.Tensor) -> tf.Tensor:

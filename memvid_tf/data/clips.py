@@ -201,6 +201,7 @@ def _checked_frames(config, info, split, start_step):
         frames = longest
     checks = (
         ("unroll_frames", frames >= 1, "at least 1; 0 only in evaluation"),
+        ("split", split.statistics["objects"] > 0, f"{info.folder} has no object in it"),
         (
             "unroll_frames",
             not config.is_training or stills or frames <= shortest,
@@ -402,8 +403,9 @@ def _decoded_masks(clip, used):
 
 
 def _decode_stored(data):
-    image = tf.io.decode_image(data, channels=3, expand_animations=False)
-    return tf.ensure_shape(image, (None, None, 3))
+    # It decodes PNG too. Its default is a faster transform, up to three grey levels from what the
+    # runtime's reader makes of the same file.
+    return tf.io.decode_jpeg(data, channels=3, dct_method="INTEGER_ACCURATE")
 
 
 def _decode(data, size):

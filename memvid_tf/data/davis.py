@@ -25,6 +25,7 @@ from memvid_tf.data.layouts import (
     Video,
     columns,
     inside,
+    is_hidden,
     mask_positions,
     missing_partners,
     needed_folder,
@@ -61,12 +62,12 @@ class Davis:
         images = needed_folder(self.source, str(IMAGES), f"DAVIS {self.year}", HINT)
         needed_folder(self.source, str(MASKS), f"DAVIS {self.year}", HINT)
         if split == "all":
-            names = sorted(path.name for path in images.iterdir() if path.is_dir())
+            names = sorted(p.name for p in images.iterdir() if p.is_dir() and not is_hidden(p.name))
         else:
             names = sorted(set(self._listed(split)))
         found = []
         for name in progress(names):
-            frames = len(list((images / name).glob("*.jpg")))
+            frames = sum(not is_hidden(path.name) for path in (images / name).glob("*.jpg"))
             if not frames:
                 raise DatasetError(f"{images / name} holds no .jpg frames")
             found.append(Video(name, frames))

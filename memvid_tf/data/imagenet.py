@@ -30,6 +30,7 @@ from memvid_tf.data.layouts import (
     Video,
     columns,
     inside,
+    is_hidden,
     missing_partners,
     needed_folder,
     read_list,
@@ -59,7 +60,8 @@ class ImageNetVid:
         found = sorted(folder.glob("*/*/" if split == "train" else "*/"))
         videos = []
         for video in progress(found):
-            frames = sum(entry.name.endswith(".JPEG") for entry in os.scandir(video))
+            names = (entry.name for entry in os.scandir(video))
+            frames = sum(name.endswith(".JPEG") and not is_hidden(name) for name in names)
             if frames:
                 videos.append(Video(f"{split}/{video.relative_to(folder).as_posix()}", frames))
         if not videos:
@@ -83,11 +85,10 @@ class ImageNetVid:
                     "video whose frames are not numbered 000000, 000001, ...",
                     f"{folders[0]}: {count} frames, {gaps[0]:06d}.JPEG is not there",
                 )
-        lists = sorted((self.source / "ImageSets" / "VID").glob(f"{split}*.txt"))
-        if not lists:
-            yield Finding(
-                "image set that is missing", str(self.source / "ImageSets" / "VID" / f"{split}.txt")
-            )
+        sets = self.source / "ImageSets" / "VID"
+        lists = [path for path in sorted(sets.glob(f"{split}*.txt")) if not is_hidden(path.name)]
+        if sets.is_dir() and not lists:  # without any, there is nothing to compare with
+            yield Finding("image set that is missing", str(sets / f"{split}.txt"))
         listed = set()
         for path in lists:
             for line in read_list(path):
@@ -120,6 +121,8 @@ class ImageNetDet:
         folder = needed_folder(self.source, f"Annotations/DET/{split}", "ImageNet DET", HINT)
         found = []
         for path in progress(sorted(folder.rglob("*.xml"))):
+            if is_hidden(path.name):
+                continue
             with open(path, "rb") as file:
                 data = file.read(annotation_xml.MAX_BYTES)
             if any(wnid in data for wnid in _WNIDS):
@@ -172,6 +175,7 @@ class ImageNetClassification:
         found = [
             Video(f"{split}/{path.relative_to(folder).with_suffix('').as_posix()}", 1)
             for path in progress(sorted(folder.glob(pattern)))
+            if not is_hidden(path.name)
         ]
         if not found:
             raise DatasetError(f"{folder} holds no {pattern}")
@@ -188,7 +192,7 @@ class ImageNetClassification:
             )
             # The objects of a picture of this set are all of its class.
             wnid = annotation.objects[0].name if annotation.objects else ""
-        height, width = size = pictures.check(path, decode=False)
+        height, width = size = pictures.check(path, decode=False).size
         class_id = self.labels.index(wnid) + 1 if wnid in self.labels else 0
         rows = [((0.0, 0.0, float(height), float(width)), class_id, 0, wnid)]
         boxes, class_ids, tracks, names = columns(rows)

@@ -4,14 +4,17 @@ A layout knows where files lie and what they say; it decodes no picture. A still
 of one frame. `conversion` makes clip records of any layout, `doctor` looks for what is wrong in it.
 """
 
+import codecs
 import dataclasses
+import os
 import pathlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import NamedTuple, Protocol
 
 import numpy as np
 
 from memvid_tf.data.records import DatasetError
+from memvid_tf.runtime.pictures import SUFFIXES
 
 Progress = Callable[[Iterable], Iterable]
 
@@ -108,13 +111,15 @@ def needed_folder(source: pathlib.Path, name: str, layout: str, hint: str) -> pa
 
 
 def read_list(path: pathlib.Path) -> list[str]:
-    """The lines of a list of names, without empty ones.
+    """The lines of a list of names, without empty ones; UTF-8, or what Windows makes of it.
 
     Raises:
       DatasetError: when it is missing or no text.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        data = path.read_bytes()
+        wide = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+        text = data.decode("utf-16" if wide else "utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise DatasetError(f"list {path} cannot be read: {error}") from error
     return [line.strip() for line in text.splitlines() if line.strip()]
@@ -132,6 +137,37 @@ def inside(name: str, where: pathlib.Path) -> str:
     return str(path)
 
 
+def is_hidden(name: str) -> bool:
+    """Whether a file name is hidden, as the `._*` that macOS leaves beside every file."""
+    return name.startswith(".")
+
+
+class PictureNames:
+    """Finds pictures by their name without suffix; remembers the folders that it has listed."""
+
+    def __init__(self):
+        self._folders = {}
+
+    def find(self, path: pathlib.Path) -> pathlib.Path:
+        """The picture of this name, with whatever suffix; `path` itself where there is none.
+
+        Raises:
+          DatasetError: where several have it.
+        """
+        if path.parent not in self._folders:
+            found = {}
+            if path.parent.is_dir():
+                for name in sorted(os.listdir(path.parent)):
+                    stem, suffix = os.path.splitext(name)
+                    if suffix.lower() in SUFFIXES and not is_hidden(name):
+                        found.setdefault(stem, []).append(name)
+            self._folders[path.parent] = found
+        names = self._folders[path.parent].get(path.stem, [path.name])
+        if len(names) > 1:
+            raise DatasetError(f"{path.parent} holds {' and '.join(names)}, wanted is one of them")
+        return path.with_name(names[0])
+
+
 def columns(rows: list[tuple]) -> tuple[np.ndarray, np.ndarray, np.ndarray, tuple[str, ...]]:
     """Boxes, classes, tracks and names of `Truth` from (box, class, track, name) rows."""
     boxes, classes, tracks, names = zip(*rows) if rows else ((), (), (), ())
@@ -141,6 +177,13 @@ def columns(rows: list[tuple]) -> tuple[np.ndarray, np.ndarray, np.ndarray, tupl
         np.array(tracks, np.int64),
         tuple(names),
     )
+
+
+def counted(numbers: Mapping[str, int], most: int = 10) -> str:
+    """Names and their numbers, the most frequent first: "dog 7, cat 2 and 3 more"."""
+    ordered = sorted(numbers.items(), key=lambda item: (-item[1], item[0]))
+    more = f" and {len(ordered) - most} more" if len(ordered) > most else ""
+    return ", ".join(f"{name} {number}" for name, number in ordered[:most]) + more
 
 
 def mask_positions(indices: np.ndarray, tracks: np.ndarray) -> np.ndarray:
@@ -164,7 +207,7 @@ def missing_partners(
     stems = []
     for folder, suffix in zip((first, second), suffixes):
         found = folder.iterdir() if folder.is_dir() else ()
-        stems.append({path.stem for path in found if path.suffix == suffix})
+        stems.append({p.stem for p in found if p.suffix == suffix and not is_hidden(p.name)})
     for stem in sorted(stems[0] - stems[1]):
         yield Finding(kinds[0], str(first / f"{stem}{suffixes[0]}"))
     for stem in sorted(stems[1] - stems[0]):

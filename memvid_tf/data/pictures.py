@@ -1,74 +1,95 @@
-"""Pictures of data sets that others made: sizes are checked before anything is decoded.
+"""Pictures of data sets: read as the runtime does, stored so that TensorFlow decodes the same.
 
-A JPEG that ends early is an error here, not a picture with a grey lower half, which is what
-OpenCV makes of it. Orientation tags are ignored, since annotations refer to the stored pixels.
+`runtime.pictures` says what becomes of orientation, 16 bits, transparency and the like. What is
+stored is upright 8-bit RGB, of which every decoder makes the same pixels.
 """
 
+import contextlib
 import os
-import pathlib
-import struct
+from collections.abc import Iterator
 
 import cv2
 import numpy as np
-from PIL import Image
 
-from memvid_tf.data.records import DatasetError
-
-# The largest pictures of the supported sets have 5 megapixels (derived: DET); ten times that.
-MAX_FILE_BYTES = 64 << 20
-MAX_PIXELS = 50_000_000
-FORMATS = ("JPEG", "PNG")
+from memvid_tf.data.records import DatasetError, MissingFileError
+from memvid_tf.runtime import pictures
+from memvid_tf.runtime.pictures import Header
 
 
-def read_rgb(
-    path: str | pathlib.Path, at_least: tuple[int, int] | None = None
-) -> tuple[np.ndarray, tuple[int, int]]:
-    """Decodes a picture.
+def read_rgb(path: str | os.PathLike, annotated: tuple[int, int] | None = None) -> np.ndarray:
+    """Decodes a picture: [H, W, 3] uint8 RGB.
 
     Args:
-      path: of a JPEG or PNG file.
-      at_least: (height, width) that is enough: a larger JPEG may be decoded at a half, a quarter
-        or an eighth of its size, which is much faster.
-
-    Returns:
-      [h, w, 3] uint8 RGB, and the (height, width) of the stored picture.
+      path: of the file.
+      annotated: (height, width) that its annotation states, if it does.
 
     Raises:
-      DatasetError: naming a file that is missing, no picture, truncated or too large.
+      DatasetError: naming a file that is missing, no picture, damaged, truncated or too large, or
+        of another size than annotated.
     """
-    with _opened(path) as image:
-        size = image.size[::-1]
-        if at_least:
-            image.draft("RGB", at_least[::-1])
-        return np.asarray(_loaded(image, path).convert("RGB")), size
+    with _errors():
+        image = pictures.read(path, annotated)
+    if annotated not in (None, image.shape[:2]):
+        raise DatasetError(
+            f"{path} is {image.shape[0]} x {image.shape[1]} pixels high and wide, its annotation "
+            f"says {annotated[0]} x {annotated[1]}"
+        )
+    return image
 
 
-def read_indices(path: str | pathlib.Path) -> np.ndarray:
+def read_indices(path: str | os.PathLike) -> np.ndarray:
     """[H, W] uint8 values of a mask: palette indices, or grey levels where there is no palette.
 
     Raises:
-      DatasetError: as `read_rgb`, and where the file is neither indexed nor 8-bit grey.
+      DatasetError: as `read_rgb`, and where the file is neither indexed nor up to 8 bits of grey.
     """
-    with _opened(path) as image:
-        if image.mode not in ("P", "L"):
-            raise DatasetError(
-                f"{path} is no mask: its pixels are {image.mode}, wanted are "
-                "palette indices or 8-bit grey"
-            )
-        return np.asarray(_loaded(image, path)).copy()
+    with _errors():
+        return pictures.read_indices(path)
 
 
-def check(path: str | pathlib.Path, decode: bool) -> tuple[int, int]:
-    """(height, width) of a picture that can be read; `decode` reads all of it, not the header only.
+def check(
+    path: str | os.PathLike, decode: bool, annotated: tuple[int, int] | None = None
+) -> Header:
+    """What a picture that can be read says of itself; `decode` reads all of it.
 
     Raises:
-      DatasetError: as `read_rgb`.
+      DatasetError: as `read_rgb`, but for the size.
     """
-    with _opened(path) as image:
-        size = image.size[::-1]
+    with _errors():
+        header = pictures.header(path, annotated)
         if decode:
-            _loaded(image, path)
-        return size
+            pictures.read(path, annotated)
+        return header
+
+
+def decode_rgb(data: bytes, name: str) -> np.ndarray:
+    """[H, W, 3] uint8 RGB of a stored picture, which messages call `name`.
+
+    Raises:
+      DatasetError: it is no picture, damaged or too large.
+    """
+    with _errors():
+        return pictures.decode(data, name)
+
+
+def stored_size(data: bytes, name: str) -> tuple[int, int]:
+    """(height, width) of a stored picture, which is not decoded and which messages call `name`.
+
+    Raises:
+      DatasetError: it is no picture, or too large.
+    """
+    with _errors():
+        return pictures.stored_size(data, name)
+
+
+def decode_indices(data: bytes, name: str) -> np.ndarray:
+    """[H, W] uint8 of a stored mask, which messages call `name`.
+
+    Raises:
+      DatasetError: it is no mask, damaged or too large.
+    """
+    with _errors():
+        return pictures.decode_indices(data, name)
 
 
 def encode_jpeg(rgb: np.ndarray, quality: int) -> bytes:
@@ -87,26 +108,12 @@ def encode_png(mask: np.ndarray) -> bytes:
     return cv2.imencode(".png", mask)[1].tobytes()
 
 
-def _opened(path):
+@contextlib.contextmanager
+def _errors() -> Iterator[None]:
+    """Says of a data set what the runtime says of a picture."""
     try:
-        size = os.path.getsize(path)
-        if size > MAX_FILE_BYTES:
-            raise DatasetError(f"{path} has {size} bytes, allowed are {MAX_FILE_BYTES}")
-        image = Image.open(path, formats=FORMATS)
-    except FileNotFoundError as error:
-        raise DatasetError(f"{path} is missing") from error
-    except (OSError, SyntaxError, struct.error, Image.DecompressionBombError) as error:
-        raise DatasetError(f"{path} is not a JPEG or PNG picture") from error
-    width, height = image.size
-    if width * height > MAX_PIXELS:
-        image.close()
-        raise DatasetError(f"{path} is {width}x{height} pixels, allowed are {MAX_PIXELS}")
-    return image
-
-
-def _loaded(image, path):
-    try:
-        image.load()
-    except (OSError, SyntaxError, ValueError, struct.error) as error:
-        raise DatasetError(f"{path} is damaged or truncated: {error}") from error
-    return image
+        yield
+    except pictures.MissingPictureError as error:
+        raise MissingFileError(str(error)) from error
+    except pictures.PictureError as error:
+        raise DatasetError(str(error)) from error

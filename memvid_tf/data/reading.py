@@ -7,9 +7,7 @@ examples as were skipped before.
 """
 
 import contextlib
-import os
 import re
-import struct
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
@@ -17,10 +15,6 @@ import numpy as np
 import tensorflow as tf
 
 from memvid_tf.data import records
-
-# TFRecord framing: uint64 length, uint32 crc, data, uint32 crc.
-_HEADER_BYTES = 12
-_FOOTER_BYTES = 4
 
 
 class RecordTable(NamedTuple):
@@ -45,33 +39,15 @@ class RecordTable(NamedTuple):
 def record_table(sources: Sequence[tuple[records.DatasetInfo, str]]) -> RecordTable:
     """The records of some data sets' splits, one after another.
 
-    Follows the chain of record headers, so a shard that was damaged in length or count is found.
-
     Raises:
       DatasetError: naming a shard that is missing, truncated or damaged.
     """
     paths, shard, offset = [], [], []
     for info, split in sources:
         for path, expected in zip(info.shard_paths(split), info.split(split).shards):
-            position, found = 0, 0
-            with open(path, "rb") as file:
-                while header := file.read(_HEADER_BYTES):
-                    whole = len(header) == _HEADER_BYTES
-                    size = struct.unpack("<Q", header[:8])[0] if whole else 0
-                    start, position = position, position + _HEADER_BYTES + size + _FOOTER_BYTES
-                    if size == 0 or position > expected.bytes:
-                        raise records.DatasetError(
-                            f"{path} is damaged at record {found}; make the data set again"
-                        )
-                    shard.append(len(paths))
-                    offset.append(start)
-                    found += 1
-                    file.seek(position, os.SEEK_SET)
-            if found != expected.clips:
-                raise records.DatasetError(
-                    f"{path} holds {found} clips, {records.INFO_FILE} says "
-                    f"{expected.clips}; make the data set again"
-                )
+            offsets = records.record_offsets(path, expected)
+            shard += [len(paths)] * len(offsets)
+            offset += offsets
             paths.append(str(path))
     return RecordTable(paths, np.array(shard, np.int64), np.array(offset, np.int64))
 
@@ -94,13 +70,20 @@ def read_record(table: RecordTable, clip: tf.Tensor) -> tf.data.Dataset:
 
 @contextlib.contextmanager
 def dataset_errors() -> Iterator[None]:
-    """Turns what `Skipped` says inside a graph back into a DatasetError."""
+    """Turns what `Skipped` says inside a graph back into a DatasetError, and so any other error of
+    a data set's iterator, as of a record that lacks something."""
     try:
         yield
     except tf.errors.InvalidArgumentError as error:
         said = re.search(r"DatasetError: (.*)", str(error))
         if said:
             raise records.DatasetError(said.group(1)) from error
+        if "IteratorGetNext" in str(error):
+            reason = re.sub(r"\{\{.*?\}\}|\s+", " ", str(error.message)).strip()[:200]
+            raise records.DatasetError(
+                f"a clip cannot be read: {reason}; python -m memvid_tf.data check --input=... "
+                "names it"
+            ) from error
         raise
 
 

@@ -19,23 +19,36 @@ Differs from the papers: none of them describes storage.
 
 import dataclasses
 import itertools
-import json
+import os
 import pathlib
+import struct
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
+from memvid_tf import files
 from memvid_tf.errors import UserError
-from memvid_tf.evaluation import vid_map
+from memvid_tf.runtime import typed_json
 
 SCHEMA_VERSION = 1
 INFO_FILE = "dataset.json"
 CHECKSUMS_FILE = "SHA256SUMS"
+# How stored pictures begin: JPEG, PNG.
+STORED = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n")
+MAX_INFO_BYTES = 64 << 20
+MAX_SIDE = 4096
+# TFRecord framing: uint64 length, uint32 crc, data, uint32 crc.
+HEADER_BYTES, FOOTER_BYTES = 12, 4
 MAKE_COMMAND = "python -m memvid_tf.data synthetic --output={folder}"
 
 
 class DatasetError(UserError, ValueError):
     """A data set is missing, incomplete, or not what was asked for."""
+
+
+class MissingFileError(DatasetError):
+    """A picture, mask or annotation that a layout names is not there."""
 
 
 @dataclasses.dataclass
@@ -53,6 +66,8 @@ class ClipRecord:
       tracks: [n] int64.
       masks: PNG files or b"".
       left_out: objects that a conversion could not use; counted, not stored.
+      unknown: class names that are not the data set's, and how many objects have them; counted,
+        not stored.
     """
 
     clip_id: str
@@ -66,6 +81,7 @@ class ClipRecord:
     tracks: list[np.ndarray] = dataclasses.field(default_factory=list)
     masks: list[bytes] = dataclasses.field(default_factory=list)
     left_out: int = 0
+    unknown: dict[str, int] = dataclasses.field(default_factory=dict)
 
     def add_frame(
         self,
@@ -163,6 +179,14 @@ def deserialize(serialized: bytes) -> ClipRecord:
     missing += [name for name in wanted if name not in lists]
     if missing:
         raise DatasetError(f"a record is no clip: it lacks {', '.join(missing)}")
+    try:
+        return _clip(context, {name: lists[name].feature for name in wanted})
+    except (IndexError, ValueError) as error:
+        raise DatasetError(f"a record is no clip: {error}") from error
+
+
+def _clip(context, lists):
+    """Raises IndexError or ValueError where a value is missing or lists do not fit."""
     clip = ClipRecord(
         clip_id=context["clip/id"].bytes_list.value[0].decode(),
         **{
@@ -171,9 +195,7 @@ def deserialize(serialized: bytes) -> ClipRecord:
             if f"clip/{size}" in context
         },
     )
-    for image, boxes, classes, tracks, mask in zip(
-        *(lists[name].feature for name in wanted), strict=True
-    ):
+    for image, boxes, classes, tracks, mask in zip(*lists.values(), strict=True):
         clip.add_frame(
             image=image.bytes_list.value[0],
             boxes=np.array(boxes.float_list.value, np.float32),
@@ -181,23 +203,74 @@ def deserialize(serialized: bytes) -> ClipRecord:
             tracks=np.array(tracks.int64_list.value, np.int64),
             mask=mask.bytes_list.value[0],
         )
+    if not clip.images:
+        raise ValueError("it has no frame")
     return clip
+
+
+def record_offsets(path: str | os.PathLike, shard: "ShardInfo") -> list[int]:
+    """Where each record of a shard starts.
+
+    Follows the chain of record headers, so a shard that was damaged in length or count is found,
+    and no reader is asked for a record that is longer than its file.
+
+    Raises:
+      DatasetError: naming a shard that is truncated or damaged.
+    """
+    offsets, position = [], 0
+    with open(path, "rb") as file:
+        while header := file.read(HEADER_BYTES):
+            whole = len(header) == HEADER_BYTES
+            size = struct.unpack("<Q", header[:8])[0] if whole else 0
+            start, position = position, position + HEADER_BYTES + size + FOOTER_BYTES
+            if size == 0 or position > shard.bytes:
+                raise DatasetError(
+                    f"{path} is damaged at record {len(offsets)}; make the data set again"
+                )
+            offsets.append(start)
+            file.seek(position, os.SEEK_SET)
+    if len(offsets) != shard.clips:
+        raise DatasetError(
+            f"{path} holds {len(offsets)} clips, {INFO_FILE} says {shard.clips}; make the data set "
+            "again"
+        )
+    return offsets
 
 
 def read_clips(info: "DatasetInfo", split: str) -> Iterator[ClipRecord]:
     """Yields a split's clips in order, with their encoded frames.
 
     Raises:
-      DatasetError: when a shard is missing, damaged or no clip record.
+      DatasetError: when a shard is missing or damaged, or a record is no clip of this data set.
     """
     import tensorflow as tf
 
-    for path in info.shard_paths(split):
+    for path, shard in zip(info.shard_paths(split), info.split(split).shards):
+        record_offsets(path, shard)
+        number = 0
         try:
             for serialized in tf.data.TFRecordDataset(str(path)).as_numpy_iterator():
-                yield deserialize(serialized)
+                try:
+                    clip = deserialize(serialized)
+                    _check_clip(clip, info, split)
+                except DatasetError as error:
+                    raise DatasetError(f"record {number} of {path}: {error}") from error
+                number += 1
+                yield clip
         except tf.errors.DataLossError as error:
             raise DatasetError(f"{path} is damaged; make the data set again") from error
+
+
+def _check_clip(clip, info, split):
+    """Raises DatasetError where a clip is not what `dataset.json` says of all."""
+    size, longest = (clip.height, clip.width), info.split(split).clip_frames
+    beyond = max((int(c.max()) for c in clip.classes if len(c)), default=0)
+    if size != info.image_size:
+        raise DatasetError(f"it is {size} high and wide, {INFO_FILE} says {info.image_size}")
+    if len(clip.images) > longest:
+        raise DatasetError(f"it has {len(clip.images)} frames, {INFO_FILE} says at most {longest}")
+    if beyond > len(info.labels):
+        raise DatasetError(f"it has class {beyond}, {INFO_FILE} names {len(info.labels)}")
 
 
 def pick_clips(info: "DatasetInfo", split: str, clips: Sequence[int]) -> list[ClipRecord]:
@@ -219,67 +292,6 @@ def pick_clips(info: "DatasetInfo", split: str, clips: Sequence[int]) -> list[Cl
     return [found[clip] for clip in clips]
 
 
-def count_clip(clip: ClipRecord, num_classes: int) -> dict:
-    """Counts of one clip, of which `merge_counts` makes a shard's and a split's."""
-    per_frame = [len(classes) for classes in clip.classes]
-    speeds = vid_map.motion_speed(np.concatenate(vid_map.motion_iou(clip.boxes, clip.tracks)))
-    return {
-        "frames": len(clip.images),
-        "min_clip_frames": len(clip.images),
-        "tracks": len(np.unique(np.concatenate(clip.tracks))),
-        "left_out": clip.left_out,
-        "max_objects": max(per_frame),
-        "frames_with_objects": np.bincount(per_frame).tolist(),
-        "class_objects": np.bincount(np.concatenate(clip.classes), minlength=num_classes + 1)[
-            1:
-        ].tolist(),
-        "speed_objects": [int((speeds == s).sum()) for s in range(len(vid_map.SPEEDS))],
-    }
-
-
-def merge_counts(counts: list[dict]) -> dict:
-    """Adds up the counts of clips or shards; at least one."""
-
-    def total(name):
-        longest = max(len(c[name]) for c in counts)
-        rows = [np.pad(c[name], (0, longest - len(c[name]))) for c in counts]
-        return np.sum(rows, axis=0).tolist()
-
-    return {
-        "frames": sum(c["frames"] for c in counts),
-        "min_clip_frames": min(c["min_clip_frames"] for c in counts),
-        "tracks": sum(c["tracks"] for c in counts),
-        "left_out": sum(c["left_out"] for c in counts),
-        "max_objects": max(c["max_objects"] for c in counts),
-        "frames_with_objects": total("frames_with_objects"),
-        "class_objects": total("class_objects"),
-        "speed_objects": total("speed_objects"),
-    }
-
-
-def statistics(counts: dict, labels: list[str]) -> dict:
-    """What `dataset.json` says about a split, from its merged counts.
-
-    The motion split is over objects whose motion IoU is known, see `vid_map`.
-    """
-    objects = sum(counts["class_objects"])
-    known = max(1, sum(counts["speed_objects"]))
-    return {
-        "objects": objects,
-        "objects_per_frame": round(objects / counts["frames"], 4),
-        "frames_by_object_count": counts["frames_with_objects"],
-        "max_objects": counts["max_objects"],
-        "min_clip_frames": counts["min_clip_frames"],
-        "tracks": counts["tracks"],
-        "left_out": counts["left_out"],
-        "objects_by_class": dict(zip(labels, counts["class_objects"])),
-        "motion_split": {
-            speed: round(number / known, 4)
-            for speed, number in zip(vid_map.SPEEDS, counts["speed_objects"])
-        },
-    }
-
-
 @dataclasses.dataclass(frozen=True)
 class ShardInfo:
     """One file of a split."""
@@ -298,7 +310,7 @@ class SplitInfo:
     frames: int
     clip_frames: int
     shards: tuple[ShardInfo, ...]
-    statistics: dict
+    statistics: dict[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -327,8 +339,8 @@ class DatasetInfo:
         which a data set may have the first ones only."""
         if self.labels != tuple(labels[: len(self.labels)]):
             raise DatasetError(
-                f"{self.folder} has the classes {', '.join(self.labels)}, but the network was "
-                f"trained on {', '.join(labels)}"
+                f"{self.folder} has the classes {', '.join(self.labels)}, but the network's are "
+                f"{', '.join(labels)}"
             )
 
     def shard_paths(self, split: str) -> list[pathlib.Path]:
@@ -358,57 +370,74 @@ def read_info(folder: str | pathlib.Path) -> DatasetInfo:
     Raises:
       DatasetError: naming the folder, what is there, and the command that makes a data set.
     """
-    folder = pathlib.Path(folder)
+    folder = pathlib.Path(files.local(folder))
     path = folder / INFO_FILE
     hint = f"make a data set with: {MAKE_COMMAND.format(folder=folder)}"
     if not folder.is_dir():
-        what = "is a file" if folder.exists() else "does not exist"
-        raise DatasetError(f"data set folder {folder} {what}; {hint}")
+        raise DatasetError(f"data set folder {folder} {files.what(folder)}; {hint}")
     if not path.is_file():
         names = sorted(p.name for p in folder.iterdir())
         there = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "") if names else "nothing"
         raise DatasetError(f"{path} does not exist, the folder holds {there}; {hint}")
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise DatasetError(f"{path} is not JSON: {error}; {hint}") from error
+        with open(path, "rb") as file:
+            content = file.read(MAX_INFO_BYTES + 1)
+        if len(content) > MAX_INFO_BYTES:
+            raise ValueError(f"it has more than {MAX_INFO_BYTES} bytes")
+        data = typed_json.parse(content.decode("utf-8"))
+    except (OSError, ValueError) as error:
+        raise DatasetError(f"{path} cannot be used: {error}; {hint}") from error
     version = data.get("schema_version") if isinstance(data, dict) else None
     if version != SCHEMA_VERSION:
         raise DatasetError(
-            f"{path} has schema version {version}, this code reads {SCHEMA_VERSION}; {hint}"
+            f"{path} has schema version {version!r:.50}, this code reads {SCHEMA_VERSION}; {hint}"
         )
     try:
-        info = _typed(folder, data)
-    except (KeyError, TypeError, AttributeError) as error:
-        raise DatasetError(f"{path} is incomplete: {error!r}; {hint}") from error
-    for split, split_info in info.splits.items():
-        for shard in split_info.shards:
-            if pathlib.PurePath(shard.file).name != shard.file or shard.file in ("", ".", ".."):
-                raise DatasetError(f"{path}: shard {shard.file!r} is not a plain file name")
-        if sum(shard.clips for shard in split_info.shards) != split_info.clips:
-            raise DatasetError(
-                f"{path}: the shards of {split} do not add up to {split_info.clips} clips"
-            )
+        described = typed_json.decode(_Description, data, "")
+    except typed_json.SchemaError as error:
+        raise DatasetError(f"{path} cannot be used: {error}; {hint}") from error
+    values = {field.name: getattr(described, field.name) for field in dataclasses.fields(described)}
+    del values["schema_version"]
+    info = DatasetInfo(folder=folder, **values)
+    for fault in _faults(info):
+        raise DatasetError(f"{path}: {fault}; {hint}")
     return info
 
 
-def _typed(folder, data):
-    splits = {}
-    for name, split in data["splits"].items():
-        splits[name] = SplitInfo(
-            clips=int(split["clips"]),
-            frames=int(split["frames"]),
-            clip_frames=int(split["clip_frames"]),
-            shards=tuple(ShardInfo(**shard) for shard in split["shards"]),
-            statistics=dict(split["statistics"]),
-        )
-    height, width = data["image_size"]
-    return DatasetInfo(
-        folder=folder,
-        name=str(data["name"]),
-        labels=tuple(data["labels"]),
-        image_size=(int(height), int(width)),
-        config=dict(data["config"]),
-        seed=int(data["seed"]),
-        splits=splits,
-    )
+@dataclasses.dataclass(frozen=True)
+class _Description:
+    """`dataset.json` as it is written; see `DatasetInfo`."""
+
+    schema_version: int
+    name: str
+    labels: tuple[str, ...]
+    image_size: tuple[int, int]
+    config: dict[str, Any]
+    seed: int
+    splits: dict[str, SplitInfo]
+
+
+def _faults(info):
+    """Yields what does not fit in a description whose types do."""
+    if not 1 <= min(info.image_size) <= max(info.image_size) <= MAX_SIDE:
+        yield f"image_size {info.image_size} is not in 1..{MAX_SIDE}"
+    if not info.labels or len(set(info.labels)) < len(info.labels):
+        yield f"labels {', '.join(info.labels)[:100]!r} are none, or one is there twice"
+    for name, split in info.splits.items():
+        for shard in split.shards:
+            if pathlib.PurePath(shard.file).name != shard.file or shard.file in ("", ".", ".."):
+                yield f"shard {shard.file!r:.100} is not a plain file name"
+            if shard.clips < 0 or shard.bytes < 0:
+                yield f"shard {shard.file} of {shard.clips} clips and {shard.bytes} bytes"
+        if sum(shard.clips for shard in split.shards) != split.clips:
+            yield f"the shards of {name} do not add up to {split.clips} clips"
+        if not (split.clips >= 1 and 1 <= split.clip_frames <= split.frames):
+            yield (
+                f"{name} has {split.clips} clips of up to {split.clip_frames} frames, "
+                f"{split.frames} in all"
+            )
+        for count in ("objects", "max_objects", "min_clip_frames"):
+            if type(split.statistics.get(count)) is not int:
+                yield f"statistics of {name} lack the number {count!r}"
+        if list(split.statistics.get("objects_by_class", ())) != list(info.labels):
+            yield f"objects_by_class of {name} has other classes than labels"

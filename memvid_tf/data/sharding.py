@@ -1,8 +1,9 @@
 """Writing a data set: clips made by worker processes, sharded TFRecords, restartable, atomic.
 
-Everything is written into `<folder>.partial`, `dataset.json` last, and the folder is renamed when
-it is complete, so a data set that exists is whole. An interrupted run goes on with the shards it
-had finished, provided that the configuration is the same. The bytes do not depend on the number of
+Everything is written into `<folder>.partial`, `dataset.json` and its checksums last, and the folder
+is renamed when it is complete, so a data set that exists is whole. Only then the notes are removed
+with which an interrupted run goes on: after the shards it had finished, provided that the
+configuration is the same. The bytes do not depend on the number of
 workers: a clip is a function of its split and number, and clips are written in order.
 
 Workers only make clips; the parent alone loads TensorFlow, for the record format.
@@ -10,7 +11,6 @@ Workers only make clips; the parent alone loads TensorFlow, for the record forma
 
 import contextlib
 import dataclasses
-import fcntl
 import hashlib
 import json
 import math
@@ -19,20 +19,21 @@ import os
 import pathlib
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent import futures
 
 import cv2
 
-from memvid_tf import files
-from memvid_tf.data import records
+from memvid_tf import files, locks
+from memvid_tf.data import counts, records
 
 # A shard is what a restart repeats at most: seconds of work.
 SHARD_CLIPS = 100
 # Clips handed to a worker at once.
 CHUNK_CLIPS = 4
 _PLAN_FILE = "plan.json"
-_LOCK_FILE = "lock"
+# What the record format adds to a record: its length and two checksums.
+_RECORD_FRAME_BYTES = 16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +56,10 @@ class DatasetPlan:
       seed: of the set, 0 where nothing is random.
       splits: by name.
       make_clip: `(split, index) -> ClipRecord`; a picklable pure function, because workers call it.
+        It raises DatasetError where the clip cannot be made.
       shard_clips: clips of a shard, at most.
+      skip_unreadable: how many clips that cannot be made are left out; with more, writing stops.
+      too_short: split -> videos of which there is no clip.
     """
 
     name: str
@@ -66,6 +70,8 @@ class DatasetPlan:
     splits: dict[str, SplitPlan]
     make_clip: Callable[[str, int], records.ClipRecord]
     shard_clips: int = SHARD_CLIPS
+    skip_unreadable: int = 0
+    too_short: dict[str, list[str]] = dataclasses.field(default_factory=dict)
 
     def description(self) -> dict:
         """What decides the contents, as JSON values."""
@@ -99,31 +105,43 @@ def write_dataset(
 
     Raises:
       DatasetError: when another data set, other files, or another configuration's unfinished run
-        are in the way, or another process is writing the same data set.
+        are in the way, the disk is full, more clips than allowed cannot be made, or a split has no
+        object.
+      UserError: when another process is writing the same data set.
     """
-    folder = pathlib.Path(folder)
+    folder = pathlib.Path(os.path.realpath(files.local(folder)))
     advance = advance or (lambda clips: None)
-    if folder.exists():
-        info = _existing(folder, plan)
-        advance(sum(split.clips for split in plan.splits.values()))
-        return info, True
-    partial = folder.with_name(folder.name + ".partial")
-    partial.mkdir(parents=True, exist_ok=True)
-    with _lock(partial), _maker(plan.make_clip, workers) as make_clips:
+    with locks.target(folder):
+        if folder.exists():
+            info = _existing(folder, plan)
+            _tidy(info)
+            advance(sum(split.clips for split in plan.splits.values()))
+            return info, True
+        partial = folder.with_name(folder.name + ".partial")
+        partial.mkdir(exist_ok=True)
         _claim(partial, plan)
-        for path in partial.glob(".*.tfrecord*"):
-            path.unlink()  # half a shard of a run that was killed
-        splits = {}
-        for split, split_plan in plan.splits.items():
-            splits[split] = _write_split(partial, plan, split, split_plan, make_clips, advance)
-        for path in sorted(partial.glob("*.tfrecord.json")):
-            path.unlink()
+        splits, skipped = {}, _Skipped(plan.skip_unreadable)
+        with _maker(plan.make_clip, workers) as make_clips:
+            for split in plan.splits:
+                splits[split] = _write_split(partial, plan, split, make_clips, skipped, advance)
         files.write_json(partial / records.INFO_FILE, {**plan.description(), "splits": splits})
         _write_checksums(partial, splits)
-        (partial / _PLAN_FILE).unlink()
-        (partial / _LOCK_FILE).unlink()
         os.rename(partial, folder)
-    return records.read_info(folder), False
+        info = records.read_info(folder)
+        _tidy(info)
+        return info, False
+
+
+def _tidy(info):
+    """Removes what only an unfinished run needs."""
+    notes = [_note(path) for split in info.splits for path in info.shard_paths(split)]
+    for path in (info.folder / _PLAN_FILE, *notes):
+        path.unlink(missing_ok=True)
+
+
+def _note(shard):
+    """The file that says that a shard is whole."""
+    return shard.with_name(shard.name + ".json")
 
 
 def _existing(folder, plan):
@@ -133,6 +151,7 @@ def _existing(folder, plan):
             f"{folder} exists and is no data set; choose another --output or remove it"
         )
     info = records.read_info(folder)
+    skipped = {name: _unreadable(split.statistics) for name, split in info.splits.items()}
     written = {
         "schema_version": records.SCHEMA_VERSION,
         "name": info.name,
@@ -141,11 +160,23 @@ def _existing(folder, plan):
         "config": info.config,
         "seed": info.seed,
         "splits": {
-            name: {"clips": split.clips, "clip_frames": split.clip_frames}
+            name: {
+                "clips": split.clips + len(skipped[name]),
+                # The longest clip may be among those.
+                "clip_frames": plan.splits[name].clip_frames
+                if skipped[name] and name in plan.splits
+                else split.clip_frames,
+            }
             for name, split in info.splits.items()
         },
     }
     _compare(folder, "holds another data set", written, plan)
+    count = sum(map(len, skipped.values()))
+    if count > plan.skip_unreadable:
+        raise records.DatasetError(
+            f"{folder} is without {count} clips that could not be read; --skip_unreadable={count} "
+            "accepts that, or remove it and convert again"
+        )
     for split in plan.splits:
         info.shard_paths(split)
     return info
@@ -169,18 +200,6 @@ def _differences(a, b, name=""):
         yield name, a, b
 
 
-@contextlib.contextmanager
-def _lock(partial) -> Iterator[None]:
-    with open(partial / _LOCK_FILE, "w", encoding="utf-8") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise records.DatasetError(
-                f"another process is writing {partial}; wait for it or choose another --output"
-            ) from error
-        yield
-
-
 def _claim(partial, plan):
     """Writes down what the unfinished folder is for, or checks that it is for the same."""
     path = partial / _PLAN_FILE
@@ -191,7 +210,8 @@ def _claim(partial, plan):
             raise records.DatasetError(f"{path} is not JSON; remove {partial}") from error
         _compare(partial, "is an unfinished run of another configuration", written, plan)
         return
-    strange = sorted(p.name for p in partial.iterdir() if p.name != _LOCK_FILE)
+    files.sweep(partial)
+    strange = sorted(p.name for p in partial.iterdir())
     if strange:
         raise records.DatasetError(
             f"{partial} holds {', '.join(strange[:5])} but no {_PLAN_FILE}; remove it"
@@ -203,16 +223,20 @@ def _claim(partial, plan):
 def _maker(make_clip, workers):
     """Yields `(split, indices) -> iterator of clips in order`."""
     if workers == 0:
-        yield lambda split, indices: (make_clip(split, index) for index in indices)
+        yield lambda split, indices: (_made(make_clip, split, index) for index in indices)
         return
     # Spawned, not forked: the parent may hold TensorFlow's threads.
     context = multiprocessing.get_context("spawn")
     with futures.ProcessPoolExecutor(
         workers, mp_context=context, initializer=_start_worker, initargs=(make_clip,)
     ) as pool:
-        yield lambda split, indices: pool.map(
-            _make_in_worker, [split] * len(indices), indices, chunksize=CHUNK_CLIPS
-        )
+        try:
+            yield lambda split, indices: pool.map(
+                _make_in_worker, [split] * len(indices), indices, chunksize=CHUNK_CLIPS
+            )
+        except BaseException:
+            pool.shutdown(cancel_futures=True)  # nobody waits for the rest of a shard
+            raise
 
 
 def _start_worker(make_clip):
@@ -231,32 +255,65 @@ def _start_worker(make_clip):
 
 
 def _make_in_worker(split, index):
-    return _make_in_worker.make_clip(split, index)
+    return _made(_make_in_worker.make_clip, split, index)
 
 
-def _write_split(partial, plan, split, split_plan, make_clips, advance):
+def _made(make_clip, split, index):
+    """The clip, or what is wrong with it: an error would end the worker's other clips too."""
+    try:
+        return make_clip(split, index)
+    except records.DatasetError as error:
+        return error
+
+
+class _Skipped:
+    """Counts clips that could not be made."""
+
+    def __init__(self, allowed):
+        self._allowed, self._reasons = allowed, []
+
+    def add(self, reasons):
+        """Raises DatasetError, naming the first ones, when they are more than allowed."""
+        self._reasons += reasons
+        count = len(self._reasons)
+        if count > self._allowed:
+            told = "; ".join(self._reasons[:5])
+            if self._allowed:
+                told = f"{count} clips cannot be read, allowed are {self._allowed}: {told}"
+            raise records.DatasetError(
+                f"{told}; mend it, or leave such clips out with --skip_unreadable={10 * count}"
+            )
+
+
+def _unreadable(statistics: dict) -> list[str]:
+    """Of the statistics of a split: why clips are left out, one line for each."""
+    return statistics.get("unreadable", [])
+
+
+def _write_split(partial, plan, split, make_clips, skipped, advance):
     """Writes the shards of a split that are not there yet; returns its part of dataset.json."""
+    split_plan = plan.splits[split]
     total = max(1, math.ceil(split_plan.clips / plan.shard_clips))
     bounds = [split_plan.clips * i // total for i in range(total + 1)]
-    shards, counts = [], []
+    shards, of_shards, reasons = [], [], []
     for number, (first, last) in enumerate(zip(bounds, bounds[1:])):
         path = partial / f"{split}-{number:05d}-of-{total:05d}.tfrecord"
-        note = path.with_name(path.name + ".json")
+        note = _note(path)
         if not (path.is_file() and note.is_file()):
             clips = make_clips(split, range(first, last))
-            shard_counts = _write_shard(path, clips, len(plan.labels), advance)
+            written = _write_shard(path, clips, len(plan.labels), skipped, advance)
             # The note says that the shard is whole, so it comes last.
             files.write_json(
                 note,
                 {
-                    "clips": last - first,
                     "bytes": path.stat().st_size,
                     "sha256": _sha256(path),
-                    "counts": shard_counts,
+                    **written,
                 },
             )
         else:
             advance(last - first)
+            skipped.add(json.loads(note.read_text(encoding="utf-8"))["unreadable"])
         written = json.loads(note.read_text(encoding="utf-8"))
         if path.stat().st_size != written["bytes"] or _sha256(path) != written["sha256"]:
             raise records.DatasetError(f"{path} is damaged; remove it and start again")
@@ -268,27 +325,58 @@ def _write_split(partial, plan, split, split_plan, make_clips, advance):
                 "sha256": written["sha256"],
             }
         )
-        counts.append(written["counts"])
-    merged = records.merge_counts(counts)
+        reasons += written["unreadable"]
+        if written["clips"]:
+            of_shards.append(written["counts"])
+    if not of_shards:
+        raise records.DatasetError(f"no clip of {split} can be read: {'; '.join(reasons[:5])}")
+    merged = counts.merge_counts(of_shards)
+    statistics = counts.statistics(merged, plan.labels)
+    if not statistics["objects"]:
+        raise records.DatasetError(
+            f"{split} of {plan.name} has no object that can be used: {merged['left_out']} without "
+            f"extent in their frame and {sum(merged['unknown_classes'].values())} of other classes "
+            "are left out; see python -m memvid_tf.data check"
+        )
+    too_short = plan.too_short.get(split, [])
     return {
-        "clips": split_plan.clips,
+        "clips": split_plan.clips - len(reasons),
         "frames": merged["frames"],
-        "clip_frames": split_plan.clip_frames,
+        "clip_frames": merged["max_clip_frames"],
         "shards": shards,
-        "statistics": records.statistics(merged, plan.labels),
+        "statistics": {**statistics, "unreadable": reasons, "too_short": too_short},
     }
 
 
-def _write_shard(path, clips, num_classes, advance):
+def _write_shard(path, clips, num_classes, skipped, advance):
+    """Writes the clips that could be made; returns their number and counts, and why not others."""
     import tensorflow as tf
 
-    counts = []
-    with files.atomic_path(path) as temporary, tf.io.TFRecordWriter(temporary) as writer:
-        for clip in clips:
-            writer.write(records.serialize(clip))
-            counts.append(records.count_clip(clip, num_classes))
-            advance(1)
-    return records.merge_counts(counts)
+    counted, reasons, size = [], [], 0
+
+    def check(written):
+        if os.path.getsize(written) != size:
+            raise records.DatasetError(f"{path} was cut short in writing; is the disk full?")
+
+    try:
+        with files.atomic_path(path, check) as temporary, tf.io.TFRecordWriter(temporary) as writer:
+            for clip in clips:
+                if isinstance(clip, records.DatasetError):
+                    reasons.append(str(clip))
+                    skipped.add(reasons[-1:])
+                else:
+                    record = records.serialize(clip)
+                    writer.write(record)
+                    size += len(record) + _RECORD_FRAME_BYTES
+                    counted.append(counts.count_clip(clip, num_classes))
+                advance(1)
+    except tf.errors.OpError as error:
+        raise records.DatasetError(f"{path} cannot be written: {error.message}") from error
+    return {
+        "clips": len(counted),
+        "counts": counts.merge_counts(counted) if counted else None,
+        "unreadable": reasons,
+    }
 
 
 def _write_checksums(folder, splits):

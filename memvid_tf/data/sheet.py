@@ -7,10 +7,11 @@ their objects. Colours follow the track, so an identity that jumps is seen at on
 import cv2
 import numpy as np
 
-from memvid_tf.data import records
+from memvid_tf.data import pictures, records
 
 # Small frames are enlarged by whole factors, which keeps one-pixel textures what they are.
 MIN_FRAME_SIDE = 220
+MAX_ZOOM = 14
 TINT = 0.35
 _GAP = 4
 
@@ -27,7 +28,7 @@ def contact_sheet(
       info: of the data set.
       split: name of the split.
       clips: positions in the split, one row each.
-      frames_per_clip: columns; a shorter clip leaves the rest of its row black.
+      frames_per_clip: columns, at most; a shorter clip leaves the rest of its row black.
 
     Returns:
       [H, W, 3] uint8 RGB.
@@ -37,20 +38,27 @@ def contact_sheet(
     """
     if frames_per_clip < 1:
         raise records.DatasetError(f"frames_per_clip {frames_per_clip} is not at least 1")
-    rows = [
-        _row(clip, info.labels, frames_per_clip) for clip in records.pick_clips(info, split, clips)
-    ]
+    picked = records.pick_clips(info, split, clips)
+    columns = min(frames_per_clip, max(len(clip.images) for clip in picked))
+    rows = [_row(clip, info.labels, columns) for clip in picked]
     return np.concatenate(rows, axis=0)
 
 
 def draw_frame(clip: records.ClipRecord, frame: int, labels: tuple[str, ...]) -> np.ndarray:
     """One frame of a clip with its ground truth, enlarged when small: [H, W, 3] uint8 RGB."""
-    image = _decoded(clip.images[frame], cv2.IMREAD_COLOR, clip, frame)[..., ::-1]
-    zoom = max(1, -(-MIN_FRAME_SIDE // min(image.shape[:2])))
+    where = f"clip {clip.clip_id} frame {frame}"
+    image = pictures.decode_rgb(clip.images[frame], where)
+    if image.shape[:2] != (clip.height, clip.width):
+        raise records.DatasetError(
+            f"{where} is {image.shape[1]} x {image.shape[0]}, its clip {clip.width} x {clip.height}"
+        )
+    zoom = min(max(1, -(-MIN_FRAME_SIDE // min(image.shape[:2]))), MAX_ZOOM)
     image = np.repeat(np.repeat(image, zoom, axis=0), zoom, axis=1).astype(np.float32)
     colors = [_color(int(track)) for track in clip.tracks[frame]]
     if clip.masks[frame]:
-        mask = _decoded(clip.masks[frame], cv2.IMREAD_GRAYSCALE, clip, frame)
+        mask = pictures.decode_indices(clip.masks[frame], f"{where} mask")
+        if mask.shape != (clip.height, clip.width):
+            raise records.DatasetError(f"{where}: its mask has another size")
         mask = np.repeat(np.repeat(mask, zoom, axis=0), zoom, axis=1)
         for number, color in enumerate(colors):
             inside = mask == number + 1
@@ -85,13 +93,6 @@ def _row(clip, labels, columns):
     for column, frame in enumerate(frames):
         row[:height, column * (width + _GAP) :][:, :width] = frame
     return row
-
-
-def _decoded(data, mode, clip, frame):
-    image = cv2.imdecode(np.frombuffer(data, np.uint8), mode)
-    if image is None:
-        raise records.DatasetError(f"clip {clip.clip_id} frame {frame}: not an image")
-    return image
 
 
 def _color(track):

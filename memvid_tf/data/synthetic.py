@@ -27,7 +27,7 @@ import numpy as np
 
 from memvid_tf.data import activity, motion
 from memvid_tf.data.activity import MIN_SCENE_FRAMES, EventConfig
-from memvid_tf.data.records import ClipRecord
+from memvid_tf.data.records import MAX_SIDE, ClipRecord
 from memvid_tf.data.sharding import DatasetPlan, SplitPlan
 
 TEXTURES = ("plain", "horizontal", "vertical", "checker")
@@ -101,7 +101,11 @@ class SyntheticConfig:
         size = self.image_size
         side = self.min_side * size
         checks = (
-            ("image_size", size >= 32 and size % 2 == 0, "an even number of at least 32"),
+            (
+                "image_size",
+                32 <= size <= MAX_SIDE and size % 2 == 0,
+                f"an even number in 32..{MAX_SIDE}",
+            ),
             ("num_classes", self.num_classes in (2, 4, 6, 8), "2, 4, 6 or 8"),
             ("train_clips", self.train_clips >= 1, "at least 1"),
             ("test_clips", self.test_clips >= 1, "at least 1"),
@@ -115,7 +119,7 @@ class SyntheticConfig:
                 f"in {self.min_objects}..20",
             ),
             ("max_objects", self.max_objects * self._most_scenes <= 255, "255 in all scenes"),
-            ("min_side", side >= 8, f"at least {8 / size:.3f}: 8 px of {size}"),
+            ("min_side", side >= 8, f"at least {8 / max(size, 1):.3f}: 8 px of {size}"),
             ("max_side", self.min_side <= self.max_side <= 0.6, f"in {self.min_side}...6"),
             ("speed_median", self.speed_median > 0, "above 0"),
             ("speed_sigma", self.speed_sigma >= 0, "at least 0"),

@@ -44,8 +44,8 @@ def evaluate(truth: dict, detections: Sequence[dict]) -> CocoResult:
     """Scores detections.
 
     Args:
-      truth: content of an `instances_*.json`: images, annotations with area and iscrowd,
-        categories.
+      truth: content of an `instances_*.json`: images, annotations, categories. An annotation
+        without area has its box's, one without iscrowd is no crowd; ids may be any, or none.
       detections: `{image_id, category_id, bbox: [x, y, width, height], score}`, in pixels.
 
     Raises:
@@ -67,16 +67,19 @@ def evaluate(truth: dict, detections: Sequence[dict]) -> CocoResult:
                 "truth, or not finite"
             )
     reference, found = COCO(), COCO()
-    reference.dataset = truth
+    # Copies, since pycocotools writes into them; and numbers from one: it takes a match with
+    # annotation 0 for none.
+    reference.dataset = {
+        **truth,
+        "annotations": [
+            {"area": _area(annotation), "iscrowd": 0, **annotation, "id": number}
+            for number, annotation in enumerate(truth["annotations"], start=1)
+        ],
+    }
     found.dataset = {
         **truth,
         "annotations": [
-            {
-                **detection,
-                "id": number,
-                "iscrowd": 0,
-                "area": detection["bbox"][2] * detection["bbox"][3],
-            }
+            {**detection, "id": number, "iscrowd": 0, "area": _area(detection)}
             for number, detection in enumerate(detections, start=1)
         ],
     }
@@ -102,6 +105,10 @@ def evaluate(truth: dict, detections: Sequence[dict]) -> CocoResult:
         },
         per_class,
     )
+
+
+def _area(entry):
+    return entry["bbox"][2] * entry["bbox"][3]
 
 
 class CocoAp:

@@ -204,7 +204,13 @@ class AttentionEnvironment:
         """f [B, K] and the presence [B, K, M, M, 1] of K choices."""
         clips, choices = seen.shape[:2]
         maps = {name: self._together(name, table, seen) for name, table in tables.items()}
-        truth = {name: tf.repeat(value, choices, axis=0) for name, value in truth.items()}
+
+        def repeated(value):
+            # GPUs have no kernel that repeats bytes, of which masks are.
+            value = tf.cast(value, tf.float32) if value.dtype == tf.uint8 else value
+            return tf.repeat(value, choices, axis=0)
+
+        truth = {name: repeated(value) for name, value in truth.items()}
         network = self._model.network
         predictions = network.tail(maps)
         presence = network.presence(predictions, self._model.windows.slices)

@@ -48,7 +48,7 @@ def mask_overlap(logits, masks):
 
     Args:
       logits: [B, H, W, 1] float32, positive in the foreground.
-      masks: [B, H, W, 1] uint8, 1 in the foreground.
+      masks: [B, H, W, 1] uint8 or float32, 1 in the foreground.
 
     Returns:
       [B] float32; 0 where no mask is.

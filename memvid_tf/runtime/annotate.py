@@ -104,6 +104,25 @@ def draw_detections(frame: np.ndarray, detections: Detections, labels: Sequence[
     return image
 
 
+def draw_truth(
+    frame: np.ndarray, boxes: np.ndarray, classes: np.ndarray, labels: Sequence[str]
+) -> np.ndarray:
+    """A new image, enlarged as by `annotate`, with the boxes and names of what is really there.
+
+    Args:
+      frame: [H, W, 3] uint8 RGB.
+      boxes: [n, 4] (ymin, xmin, ymax, xmax), normalised, what is in front first.
+      classes: [n], from 0: indices into the labels.
+      labels: class names.
+
+    Returns:
+      [H', W', 3] uint8 RGB.
+    """
+    image = _enlarged(frame)
+    _draw_boxes(image, boxes, classes, [labels[int(index)] for index in classes])
+    return image
+
+
 def draw_mask(frame: np.ndarray, mask: np.ndarray) -> np.ndarray:
     """A new image, enlarged as by `annotate`, with the foreground tinted.
 
@@ -130,17 +149,26 @@ def _enlarged(frame: np.ndarray) -> np.ndarray:
 
 
 def _draw(image: np.ndarray, detections: Detections, labels: Sequence[str]) -> None:
+    boxes, scores, classes = detections
+    texts = [f"{labels[int(index)]} {score:.2f}" for score, index in zip(scores, classes)]
+    _draw_boxes(image, boxes, classes, texts)
+
+
+def _draw_boxes(
+    image: np.ndarray, boxes: np.ndarray, classes: np.ndarray, texts: Sequence[str]
+) -> None:
     height, width = image.shape[:2]
     thickness = 2 * _thickness(image)
     plates = []
-    # The best detection is drawn last, on top; names come after all boxes, so none is crossed out.
-    for box, score, index in reversed(list(zip(*detections))):
+    # The first, which is the best, is drawn last, on top; names come after all boxes, so none is
+    # crossed out.
+    for box, index, text in reversed(list(zip(boxes, classes, texts))):
         color = _CLASSES[int(index) % len(_CLASSES)]
         ymin, xmin, ymax, xmax = np.clip(box, 0, 1) * (height, width, height, width)
         corner, opposite = (round(xmin), round(ymin)), (round(xmax), round(ymax))
         cv2.rectangle(image, corner, opposite, (0, 0, 0), thickness + 2)
         cv2.rectangle(image, corner, opposite, color, thickness)
-        plates.append((f"{labels[int(index)]} {score:.2f}", corner, color))
+        plates.append((text, corner, color))
     for text, corner, color in plates:
         _text(image, text, corner, color, (0, 0, 0))
 

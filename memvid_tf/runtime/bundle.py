@@ -8,14 +8,24 @@ the manifest does not list (a report) are never opened.
 import dataclasses
 import functools
 import hashlib
+import json
 import os
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from memvid_tf.runtime.manifest import BundleError, FileEntry, Golden, Manifest, TensorSpec
+from memvid_tf.runtime.manifest import (
+    SCHEMA_VERSION,
+    BundleError,
+    FileEntry,
+    Golden,
+    Manifest,
+    TensorSpec,
+)
 
 MANIFEST = "manifest.json"
+# What the verification writes into the folder afterwards, and benchmarks.card.
+REPORT_JSON, REPORT_MD, CARD = "report.json", "report.md", "card.json"
 # Ten times the manifest of the largest detector that the zoo describes.
 _MAX_MANIFEST_BYTES = 16 * 2**20
 
@@ -48,7 +58,8 @@ class Bundle:
         """
         folder = Path(path)
         if not folder.is_dir():
-            raise BundleError(f"bundle {folder}: no such folder; python -m export writes one")
+            there = "is not a folder" if folder.exists() else "no such folder"
+            raise BundleError(f"bundle {folder}: {there}; python -m export writes one")
         try:
             manifest = Manifest.from_json(_read_manifest(folder))
             for name, entry in manifest.files.items():
@@ -92,6 +103,24 @@ class Bundle:
     def _read(self, file: str, spec: TensorSpec) -> np.ndarray:
         raw = np.fromfile(self.path / file, np.dtype(spec.dtype).newbyteorder("<"))
         return raw.astype(spec.dtype, copy=False).reshape(spec.shape)
+
+
+def inventory(path: str | os.PathLike[str]) -> dict[str, int | None] | None:
+    """What of a folder's files an export wrote: bytes by relative path, None for any size.
+
+    Returns:
+      None where the folder holds no manifest of ours.
+    """
+    try:
+        content = json.loads(_read_manifest(Path(path)))
+        known = {name: entry["bytes"] for name, entry in content["files"].items()}
+        graphs = {graph["file"] for graph in content["graphs"].values()}
+    except (BundleError, ValueError, KeyError, TypeError, AttributeError, OSError):
+        return None
+    ours = content.get("schema_version") in range(1, SCHEMA_VERSION + 1)
+    if not ours or not graphs <= set(known):
+        return None
+    return {**known, **dict.fromkeys((MANIFEST, REPORT_JSON, REPORT_MD, CARD))}
 
 
 def file_entry(path: str | os.PathLike[str]) -> FileEntry:

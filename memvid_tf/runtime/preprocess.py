@@ -55,14 +55,17 @@ class ImagePreparer:
 
 
 def resize(frame: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """The frame, [H, W, 3] uint8, at `size` (height, width): area mean where it shrinks, bilinear
-    where it grows. The same array if it already fits."""
-    height, width = frame.shape[:2]
-    if (height, width) == tuple(size):
-        return frame
-    shrinks = size[0] <= height and size[1] <= width
-    method = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
-    return cv2.resize(frame, (size[1], size[0]), interpolation=method)
+    """The frame, [H, W, 3] uint8, at `size` (height, width): area mean along an axis that shrinks,
+    bilinear along one that grows. The same array if it already fits.
+
+    Conversion uses it too; `data.augmentation.resized` is the same in TensorFlow, to a grey level.
+    """
+    shrunk = (min(frame.shape[0], size[0]), min(frame.shape[1], size[1]))
+    if shrunk != frame.shape[:2]:
+        frame = cv2.resize(frame, shrunk[::-1], interpolation=cv2.INTER_AREA)
+    if shrunk != tuple(size):
+        frame = cv2.resize(frame, (size[1], size[0]), interpolation=cv2.INTER_LINEAR)
+    return frame
 
 
 def box_mean(image: np.ndarray, factor: int) -> np.ndarray:

@@ -13,8 +13,8 @@ import cv2
 import numpy as np
 
 from memvid_tf.errors import UserError
+from memvid_tf.runtime import pictures
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp")
 # What OpenCV's PyPI build can encode; it has no H.264 encoder.
 _CODECS = {".mp4": "mp4v", ".webm": "VP80"}
 # These containers count their frames. Others state a duration, from which OpenCV estimates.
@@ -179,10 +179,12 @@ class VideoWriter:
 
 
 def _open_folder(path: Path) -> FrameSource:
-    files = [file for file in path.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES]
+    files = [file for file in path.iterdir() if pictures.is_picture(file)]
     files.sort(key=_natural)
     if not files:
-        raise VideoError(f"folder {path} holds no frames: no file ends in one of {IMAGE_SUFFIXES}")
+        raise VideoError(
+            f"folder {path} holds no frames: no file ends in one of {pictures.SUFFIXES}"
+        )
     return FrameSource(str(path), None, len(files), _folder_frames(files), lambda: None)
 
 
@@ -195,18 +197,17 @@ def _natural(path: Path) -> list[tuple[int, int | str]]:
 def _folder_frames(files: list[Path]) -> Iterator[np.ndarray]:
     first = None
     for file in files:
-        # Decoded from memory: imread cannot tell a missing file from a damaged one.
-        raw = np.frombuffer(file.read_bytes(), np.uint8)
-        image = cv2.imdecode(raw, cv2.IMREAD_COLOR) if raw.size else None
-        if image is None:
-            raise VideoError(f"frame {file} is not a readable image ({raw.size} bytes)")
+        try:
+            image = pictures.read(file)
+        except pictures.PictureError as error:
+            raise VideoError(f"frame {error}") from error
         first = image.shape if first is None else first
         if image.shape != first:
             raise VideoError(
                 f"frame {file} is {image.shape[1]}x{image.shape[0]}, wanted "
                 f"{first[1]}x{first[0]} as {files[0].name}; frames of a folder share one size"
             )
-        yield cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+        yield image
 
 
 def _open_capture(

@@ -28,7 +28,7 @@ from memvid_tf.rl import attention as attention_game
 from memvid_tf.rl import ddqn as learning
 from memvid_tf.rl import game, replay
 from memvid_tf.tasks import checkpoints, configuration, objectives
-from memvid_tf.tasks.clip_task import check_clips, clip_inputs
+from memvid_tf.tasks.clip_task import check_clips, check_labels, clip_inputs
 from memvid_tf.tasks.policy import ReplayState, replay_experiment, sections_of_base
 from memvid_tf.tasks.single_frame import DetectorTaskConfig, SegmenterTaskConfig
 from memvid_tf.tasks.validation import per_replica
@@ -118,6 +118,8 @@ class AttentionTask(base_task.Task):
         config = config.replace(**sections_of_base(config, base, type(config)(), FROM_BASE))
         if objectives.segments(config):
             config = objectives.with_masks(config)
+        else:
+            check_labels(config)
         check_clips(config)
         return config
 

@@ -7,6 +7,7 @@ from collections import deque
 
 import tensorflow as tf
 
+from memvid_tf import files
 from memvid_tf.errors import UserError
 from memvid_tf.layers.fake_quant import Quantize
 
@@ -34,10 +35,10 @@ def latest(model_dir: str) -> str | None:
 
     Raises:
       UserError: if the list of checkpoints is damaged or names one that is gone. Training would
-        start anew.
+        start anew. If `model_dir` is an address.
     """
     try:
-        found = tf.train.latest_checkpoint(model_dir)
+        found = tf.train.latest_checkpoint(files.local(model_dir))
     except ValueError:  # not text, or text without a name
         found = None
     listed = os.path.join(model_dir, "checkpoint")

@@ -131,7 +131,8 @@ class ClassificationTask(InterleavedTask):
 
 def _repeated(inputs):
     """[B, REPEATS, H, W, 3]: the first frame of each clip, repeated."""
-    return tf.repeat(inputs["frames"][:, :1], REPEATS, 1)
+    # GPUs have no kernel that repeats bytes.
+    return tf.repeat(tf.cast(inputs["frames"][:, :1], tf.float32), REPEATS, 1)
 
 
 @exp_factory.register_config_factory(EXPERIMENT)

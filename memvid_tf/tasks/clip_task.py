@@ -79,7 +79,8 @@ def with_labels(task: ClipTaskConfig) -> ClipTaskConfig:
     """The task with the class names of its training data, unless it names its own.
 
     Raises:
-      UserError: if their number is not `model.num_classes`, or if the data has more classes.
+      UserError: if their number is not `model.num_classes`, or if the data has more classes or
+        others.
     """
     found = tuple(records.read_info(task.train_data.input_path).labels)
     labels = tuple(task.labels) or found
@@ -88,7 +89,16 @@ def with_labels(task: ClipTaskConfig) -> ClipTaskConfig:
             f"task.model.num_classes is {task.model.num_classes} with {len(labels)} labels, but "
             f"{task.train_data.input_path!r} has {len(found)} classes: {', '.join(found)}"
         )
-    return task.replace(labels=labels)
+    task = task.replace(labels=labels)
+    check_labels(task)
+    return task
+
+
+def check_labels(task) -> None:
+    """Raises UserError where class ids mean something else in the data than in `labels`."""
+    for data in (task.train_data, task.validation_data):
+        if data.input_path:
+            records.read_info(data.input_path).check_labels(task.labels)
 
 
 def experiment(

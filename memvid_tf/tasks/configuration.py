@@ -6,7 +6,6 @@ the start, naming the key, the value and what is allowed, instead of an hour lat
 
 import dataclasses
 import os
-import re
 import types
 import typing
 from collections.abc import Sequence
@@ -18,10 +17,9 @@ from official.modeling.hyperparams import params_dict
 
 from memvid_tf import files
 from memvid_tf.errors import UserError
-from memvid_tf.paths import PARAMS_FILE
+from memvid_tf.tasks import yaml_text
 from memvid_tf.tasks.config_rules import check_value, short
-
-MOST_CHARACTERS, MOST_VALUES, MOST_LEVELS = 1 << 18, 100_000, 32  # of a file; ours have 3 kB
+from memvid_tf.tasks.ended import PARAMS_FILE
 
 
 def _type_name(kind) -> str:
@@ -105,57 +103,17 @@ def check_overrides(config: hyperparams.Config, overrides: dict, path: str = "")
             check_value(config, key, value, name)
 
 
-class _Loader(yaml.SafeLoader):
-    """Reads `1e-3` as a number, for which YAML 1.1 demands `1.0e-3`."""
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)[eE][-+]?[0-9]+$"),
-    list("-+.0123456789"),
-)
-
-
-def _check_size(content, what: str) -> None:
-    """Refuses what nests deeply or, by aliases of aliases, expands to more than fits in memory."""
-    level, values = [content], 0
-    for _ in range(MOST_LEVELS):
-        inner = []
-        for value in level:
-            if isinstance(value, (dict, list)):
-                values += len(value)
-                if values > MOST_VALUES:
-                    raise UserError(f"{what} holds more than {MOST_VALUES} values")
-                inner += value.values() if isinstance(value, dict) else value
-        level = inner
-    if level:
-        raise UserError(f"{what} is nested more than {MOST_LEVELS} levels deep")
-
-
-def _parse(text: str, what: str, wanted: str):
-    try:
-        content = yaml.load(text, _Loader)
-    except RecursionError as error:
-        raise UserError(f"{what} is nested more than {MOST_LEVELS} levels deep") from error
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: not a date
-        raise UserError(f"{what} is not {wanted}: {str(error)[:300]}") from error
-    _check_size(content, what)
-    return content
-
-
 def read_yaml(path: str) -> dict:
     """The sections of a configuration file, or UserError saying why it cannot be read."""
     what = f"configuration file {path!r}"
     try:
         with open(path, encoding="utf-8") as file:
-            text = file.read(MOST_CHARACTERS + 1)
+            text = file.read(yaml_text.MOST_CHARACTERS + 1)
     except OSError as error:
         raise UserError(f"{what} cannot be read: {error.strerror}") from error
     except ValueError as error:  # not UTF-8
         raise UserError(f"{what} is not valid YAML: {error}") from error
-    if len(text) > MOST_CHARACTERS:
-        raise UserError(f"{what} is longer than {MOST_CHARACTERS} characters")
-    content = _parse(text, what, "valid YAML")
+    content = yaml_text.parse(text, what, "valid YAML")
     if not isinstance(content, dict):
         raise UserError(f"{what} holds no sections; see configs/")
     return content
@@ -168,10 +126,11 @@ def _parse_pairs(pairs: str) -> dict:
     try:
         text = params_dict.nested_csv_str_to_json_str(pairs)
     except RecursionError as error:
-        raise UserError(f"{what} is nested more than {MOST_LEVELS} levels deep") from error
+        most = yaml_text.MOST_LEVELS
+        raise UserError(f"{what} is nested more than {most} levels deep") from error
     except ValueError as error:
         raise UserError(f"{what} is not {wanted}: {str(error)[:300]}") from error
-    return _parse(text, what, wanted) or {}
+    return yaml_text.parse(text, what, wanted) or {}
 
 
 def _override(params, overrides: dict):

@@ -25,7 +25,7 @@ from memvid_tf.models.interleaved import InterleavedConfig
 from memvid_tf.rl import ddqn as learning
 from memvid_tf.rl import game, interleaving, replay
 from memvid_tf.tasks import checkpoints, configuration, devices
-from memvid_tf.tasks.clip_task import check_clips, clip_inputs
+from memvid_tf.tasks.clip_task import check_clips, check_labels, clip_inputs
 from memvid_tf.tasks.detection import InterleavedTaskConfig
 from memvid_tf.tasks.validation import ClipScores, per_replica
 
@@ -141,6 +141,7 @@ class PolicyTask(base_task.Task):
         taken = sections_of_base(config, base, PolicyTaskConfig(), FROM_BASE)
         config = config.replace(**taken)
         check_clips(config)
+        check_labels(config)
         return config
 
     def build_model(self) -> policies.AdaptiveDetector:

@@ -7,6 +7,7 @@ import os
 import re
 import signal
 
+import numpy as np
 import orbit
 import tensorflow as tf
 import tf_keras
@@ -17,8 +18,8 @@ from official.core import (
     train_lib,
     train_utils,
 )
-from tqdm import tqdm
 
+from memvid_tf import locks
 from memvid_tf.data import reading
 from memvid_tf.errors import Terminated, UserError
 from memvid_tf.tasks import attention as _registers_attention  # noqa: F401
@@ -28,81 +29,100 @@ from memvid_tf.tasks import detection as _registers_interleaved  # noqa: F401
 from memvid_tf.tasks import patchwork as _registers_patchwork  # noqa: F401
 from memvid_tf.tasks import policy as _registers_interleaved_policy  # noqa: F401
 from memvid_tf.tasks import single_frame as _registers_single_frame  # noqa: F401
+from memvid_tf.tasks.progress import Progress
 
 LOG_FILE = "train.log"
 
 
-class Progress:
-    """Train action: a bar with the time left and the last training loss.
+class Termination:
+    """Whether SIGTERM has come, or SIGHUP of a closed terminal.
 
-    Args:
-      start: step from which training goes on.
-      steps: step at which it ends.
-      validation_interval: steps between validations, for which the bar stands still; 0 for none.
-      hidden: whether another worker shows the bar.
+    The first steps take minutes of tracing, longer than those who stop programs wait. Until they
+    are done there is nothing to keep, and the process ends at once, as after a second signal.
 
     Attributes:
-      global_step: the trainer's step variable; set when the trainer exists.
+      asked: whether it has come.
     """
 
-    def __init__(self, start: int, steps: int, validation_interval: int = 0, hidden: bool = False):
-        self.global_step = None
-        self._validation_interval = validation_interval
-        self._bar = tqdm(total=steps, initial=start, desc="training", unit="step", disable=hidden)
-
-    def __call__(self, output):
-        step = int(self.global_step.numpy())
-        validates = self._validation_interval and (
-            step % self._validation_interval == 0 or step == self._bar.total
-        )
-        self._bar.set_description("validating" if validates else "training", refresh=False)
-        self._bar.set_postfix(loss=f"{float(output['training_loss']):.3f}", refresh=False)
-        self._bar.update(step - self._bar.n)
-
-    def close(self):
-        self._bar.close()
-
-
-class Termination:
-    """Whether SIGTERM has come. A second one ends the process at once."""
-
     def __init__(self):
-        self.asked = False
+        self.asked, self._learned = False, False
+
+    def learned(self, output):
+        """Train action: from now on there is something to keep."""
+        self._learned = True
 
     @contextlib.contextmanager
     def watched(self):
-        """Takes note of SIGTERM within the block."""
+        """Takes note of them within the block; of SIGHUP not under nohup, which ignores it."""
+        numbers = [
+            number
+            for number in (signal.SIGTERM, signal.SIGHUP)
+            if signal.getsignal(number) != signal.SIG_IGN
+        ]
 
         def note(number, frame):
+            if not self._learned:
+                # Not as an exception, which the tracing would take for one of the network.
+                os.write(2, b"\nterminated before the first steps; start the same command again\n")
+                os._exit(128 + number)
             self.asked = True
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            for number in numbers:
+                signal.signal(number, signal.SIG_DFL)
 
-        before = signal.signal(signal.SIGTERM, note)
+        before = {number: signal.signal(number, note) for number in numbers}
         try:
             yield
         finally:
-            signal.signal(signal.SIGTERM, before)
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+class Trainer(base_trainer.Trainer):
+    """The library's trainer, which tells how far a validation is."""
+
+    def __init__(self, progress: Progress, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self._progress, self._batches = progress, 0
+
+    def eval_begin(self):
+        self._batches = 0
+        return super().eval_begin()
+
+    def eval_reduce(self, state=None, step_outputs=None):
+        self._batches += 1
+        self._progress.validated(self._batches)
+        return super().eval_reduce(state, step_outputs)
 
 
 class Controller(orbit.Controller):
     """The library's controller, which after SIGTERM saves a checkpoint and ends the program.
 
     It looks after every loop and every validation. All workers stop at the same step if one of
-    them is told to, since saving takes all of them.
+    them is told to, since saving takes all of them. Checkpoints are saved after the loops in which
+    a multiple of the interval is reached; the library counts from the end of the first loop.
     """
 
-    def __init__(self, termination: Termination, **kwargs):
+    def __init__(self, termination: Termination, progress: Progress, **kwargs):
         super().__init__(**kwargs)
-        self._termination = termination
+        self._termination, self._progress = termination, progress
+        self._saved_step = int(self.global_step.numpy())
 
     def _train_n_steps(self, num_steps):
         super()._train_n_steps(num_steps)
         self._end_if_asked()
 
     def evaluate(self, steps=-1):
-        found = super().evaluate(steps)
+        with self._progress.validating():
+            found = super().evaluate(steps)
         self._end_if_asked()
         return found
+
+    def _maybe_save_checkpoint(self, check_interval=True):
+        step, interval = int(self.global_step.numpy()), self.checkpoint_manager.checkpoint_interval
+        if check_interval and interval and step // interval == self._saved_step // interval:
+            return False
+        self._saved_step = step
+        return super()._maybe_save_checkpoint(check_interval=False)
 
     def _end_if_asked(self):
         if devices.mean_of_workers(self.strategy, float(self._termination.asked)) > 0:
@@ -191,16 +211,31 @@ def run(
 
     Raises:
       UserError: if the input or the checkpoint does not fit, if the loss is not finite, if there is
-        no room to write, or if another worker is gone.
-      Terminated: after SIGTERM, when a checkpoint is written.
+        no room to write, if another process trains in `model_dir`, or if another worker is gone.
+      Terminated: after SIGTERM or SIGHUP, when a checkpoint is written.
     """
     tf_keras.utils.set_random_seed(params.task.seed)
     if params.runtime.deterministic:
         tf.config.experimental.enable_op_determinism()
     used = devices.gpus(params.runtime, params.task.train_data.global_batch_size)
-    print(devices.described(used))
     # Workers can join only before TensorFlow has done anything.
     strategy = devices.strategy(params.runtime, used)
+    with _alone(model_dir) if devices.is_chief(strategy) else contextlib.nullcontext():
+        _run(params, model_dir, mode, strategy, used)
+
+
+@contextlib.contextmanager
+def _alone(model_dir: str):
+    """Holds the folder of a training, which all its workers share and only the chief writes to."""
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(locks.folder(model_dir))
+        except OSError as error:
+            raise UserError(f"{model_dir!r} cannot be written: {error.strerror}") from error
+        yield
+
+
+def _run(params, model_dir, mode, strategy, used):
     chief = devices.is_chief(strategy)
     path = checkpoints.latest(model_dir)
     start = checkpoints.step_of(path) if path else 0
@@ -234,8 +269,8 @@ def run(
             checkpoints.sweep(model_dir)
     except OSError as error:
         raise UserError(f"{model_dir!r} cannot be written: {error.strerror}") from error
-    validation_interval = params.trainer.validation_interval if "eval" in mode else 0
-    progress = Progress(start, params.trainer.train_steps, validation_interval, hidden=not chief)
+    print(devices.described(used))
+    progress = Progress(start, params.trainer.train_steps, hidden=not chief)
     termination = Termination()
     with contextlib.ExitStack() as stack:
         stack.callback(progress.close)
@@ -243,12 +278,14 @@ def run(
         log_file = os.path.join(model_dir, LOG_FILE) if chief else os.devnull
         log = stack.enter_context(open(log_file, "a", buffering=1))
         stack.enter_context(contextlib.redirect_stdout(log))
+        stack.enter_context(np.printoptions(legacy="1.25"))  # 3.7, not np.float32(3.7)
         with strategy.scope():
             optimizer = train_utils.create_optimizer(task, params)
             if params.trainer.train_tf_function:
                 # TensorFlow traces a step twice that makes variables, as the first one would.
                 optimizer._create_all_weights(model.trainable_variables)
-            trainer = base_trainer.Trainer(
+            trainer = Trainer(
+                progress,
                 params,
                 task,
                 model,
@@ -269,9 +306,9 @@ def run(
             ),
             model_dir=model_dir,
             save_summary=chief,
-            train_actions=[progress],
+            train_actions=[termination.learned, progress],
             trainer=trainer,
-            controller_cls=functools.partial(Controller, termination),
+            controller_cls=functools.partial(Controller, termination, progress),
         )
         progress.global_step = trainer.global_step
         stack.enter_context(termination.watched())
