@@ -25,6 +25,7 @@ setup(
         "protobuf",
         "pycocotools",
         "absl-py>=1.4,<2",
+        "av>=18,<19",
         "opencv-python-headless",
         "pillow",
         "pyyaml",

@@ -363,7 +363,10 @@ def measure(params, loops: int, warm_up: int, repeats: int, seed: int) -> dict:
     from memvid_tf.tasks import clip_task
 
     load_average = os.getloadavg()[0]
-    params = params.replace(task=clip_task.with_labels(params.task))
+    # Validation is left out, and so its data need not be there.
+    unread = params.task.validation_data.replace(input_path="")
+    task = clip_task.with_labels(params.task.replace(validation_data=unread))
+    params = params.replace(task=task)
     steps = loops * params.trainer.steps_per_loop
     with tempfile.TemporaryDirectory() as folder:
         turns = take_turns(Bench(params, folder).turns(), steps, warm_up, repeats, seed)

@@ -4,6 +4,7 @@ import contextlib
 import errno
 import io
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 
@@ -24,15 +25,73 @@ class Terminated(Exception):
     """The program was asked to end, and has kept what it had done. The message says what to do."""
 
 
+class Interrupted(KeyboardInterrupt):
+    """A signal asked the program to end.
+
+    Attributes:
+      signum: the signal: SIGINT, SIGTERM or SIGHUP.
+      text: what to tell the user.
+    """
+
+    def __init__(self, signum: int):
+        self.signum = signum
+        name = signal.Signals(signum).name
+        self.text = "interrupted" if signum == signal.SIGINT else f"ended by {name}"
+        super().__init__(self.text)
+
+
+class Interruptions:
+    """Makes SIGINT, SIGTERM and SIGHUP raise one `Interrupted` in the `with` block.
+
+    Only the first one raises: what it makes the program tidy up is not interrupted again. Signals
+    that the parent had ignored (nohup, a shell's background) stay ignored.
+    """
+
+    def __init__(self):
+        self._before: dict[int, object] = {}
+        self._first: int | None = None
+        self._held = False
+
+    def __enter__(self) -> "Interruptions":
+        for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(signum) in (signal.SIG_DFL, signal.default_int_handler):
+                self._before[signum] = signal.signal(signum, self._take)
+        return self
+
+    def __exit__(self, *error) -> None:
+        for signum, handler in self._before.items():
+            signal.signal(signum, handler)
+
+    def hold(self) -> None:
+        """Puts signals off until `release`, for what must be done whole or not at all."""
+        self._held = True
+
+    def release(self) -> None:
+        """Ends `hold`.
+
+        Raises:
+          Interrupted: a signal came meanwhile.
+        """
+        self._held = False
+        if self._first is not None:
+            raise Interrupted(self._first)
+
+    def _take(self, signum: int, frame) -> None:
+        if self._first is None:
+            self._first = signum
+            if not self._held:
+                raise Interrupted(signum)
+
+
 def run(main: Callable[[list[str]], int | None], addresses: Sequence[str] = ()) -> None:
     """Runs an absl program whose `UserError`s become `error: <message>` and exit code 2.
 
     So do flags that are wrong; see `flag_parsing`.
 
-    As in a shell, 130 says that it was interrupted, 143 that it was terminated and 141 that nobody
-    reads its output any more, as `head` does not. Where the output cannot be written, because the
-    disk is full or there is none, the program does its work to the end and then says so. A full
-    disk is the user's to mend as well, wherever it is met.
+    As in a shell, 130 says that it was interrupted, 143 that it was terminated, 129 that its
+    terminal is gone and 141 that nobody reads its output any more, as `head` does not. Where the
+    output cannot be written, because the disk is full or there is none, the program does its work
+    to the end and then says so. A full disk is the user's to mend as well, wherever it is met.
 
     Args:
       main: takes the arguments that are no flags; returns the exit code, None for 0.
@@ -55,6 +114,9 @@ def run(main: Callable[[list[str]], int | None], addresses: Sequence[str] = ()) 
             what = error.filename or "a file"
             print(f"error: {what} cannot be written: {error.strerror}", file=sys.stderr)
             code = 2
+        except Interrupted as end:
+            print(end.text, file=sys.stderr)
+            code = 128 + end.signum
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)
             code = 130

@@ -8,7 +8,6 @@ import sys
 from pathlib import Path
 
 import killing
-import numpy as np
 import pytest
 
 from memvid_tf import files, locks
@@ -91,7 +90,14 @@ def test_an_export_survives_death_at_every_step(folder, tmp_path, monkeypatch, o
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)  # a process dies, not the machine
     source, output = Bundle.load(folder), tmp_path / "exported" / "bundle"
     flatbuffers = {name: source.graph_path(name).read_bytes() for name in source.manifest.graphs}
-    image = np.zeros(source.manifest.tensor("f1/serving_default/image", "inputs").shape, np.int8)
+    inputs = {
+        f"{golden.graph}/{golden.signature}": source.read_golden(golden)[0]
+        for golden in source.manifest.golden
+    }
+
+    def record(recorder, manifest):
+        for call, tensors in inputs.items():
+            recorder.record(call, tensors)
 
     def write(tau):
         bundles.write_folder(
@@ -99,7 +105,7 @@ def test_an_export_survives_death_at_every_step(folder, tmp_path, monkeypatch, o
             flatbuffers,
             source.labels,
             lambda name: dataclasses.replace(source.manifest, tau=tau, files={}, golden=()),
-            lambda recorder, manifest: recorder.record("f1/serving_default", {"image": image}),
+            record,
         )
 
     def tau_of(path):

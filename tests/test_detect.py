@@ -2,22 +2,29 @@
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import cv2
+import flagless
 import numpy as np
 import pytest
 import tiny_bundle
+import tiny_video
 
+from memvid_tf.errors import Interrupted, Interruptions
 from memvid_tf.runtime.detector import InterleavedDetector
-from memvid_tf.runtime.runners import SyncRunner
+from memvid_tf.runtime.postprocess import Detections
+from memvid_tf.runtime.runners import FrameResult, SyncRunner, Timings
 from memvid_tf.runtime.schedules import FixedSchedule
 from memvid_tf.runtime.video import VideoWriter, open_source
+from memvid_tf.runtime.windowed import WindowResult
 
 ROOT = Path(__file__).resolve().parents[1]
+program = flagless.program("memvid_tf.detect")
 
 
 def command(*flags, **named):
@@ -33,8 +40,8 @@ def detect(*flags, **named):
 
 
 def own_lines(stderr):
-    # LiteRT announces its delegate, OpenCV the four letters of the VP8 codec; neither can be muted.
-    noise = ("INFO: Created TensorFlow Lite", "OpenCV: FFMPEG: tag")
+    # LiteRT announces its delegate, which cannot be muted.
+    noise = "INFO: Created TensorFlow Lite"
     return [line for line in stderr.splitlines() if line and not line.startswith(noise)]
 
 
@@ -64,7 +71,7 @@ def test_detections_and_video_of_a_folder(tmp_path, folder):
     rows = [json.loads(line) for line in (tmp_path / "found.jsonl").read_text().splitlines()]
     runner = SyncRunner(InterleavedDetector(tiny_bundle.load()), FixedSchedule(4))
     with open_source(folder) as source:
-        results = list(runner.run(source))
+        results = list(runner.run(frame.image for frame in source))
     for index, (row, result) in enumerate(zip(rows, results, strict=True)):
         assert row["frame"] == index and row["time_s"] == index / 12.5
         assert row["extractor"] == result.extractor
@@ -74,7 +81,7 @@ def test_detections_and_video_of_a_folder(tmp_path, folder):
         assert [one["label"] for one in found] == labels
         # Five decimals are written.
         boxes, scores = ([one[name] for one in found] for name in ("box", "score"))
-        np.testing.assert_allclose(boxes, result.detections.boxes, atol=6e-6)
+        np.testing.assert_allclose(boxes, np.clip(result.detections.boxes, 0, 1), atol=6e-6)
         np.testing.assert_allclose(scores, result.detections.scores, atol=6e-6)
     with open_source(tmp_path / "boxes.webm") as source:
         assert (len(list(source)), source.fps) == (12, 12.5)
@@ -95,11 +102,12 @@ def test_asynchronous_with_a_threshold_and_a_limit(tmp_path, folder):
 FAULTS = [
     ({"bundle": "nowhere"}, "bundle nowhere: no such folder"),
     ({"video": "nothing.mp4"}, "video 'nothing.mp4': no such file or folder"),
-    ({"video": "setup.py"}, "'setup.py' is not a video that OpenCV can decode"),
+    ({"video": "setup.py"}, "'setup.py' is not a video that FFmpeg can decode"),
     ({"tau": "often"}, "schedule 'often' is not 'f0'"),
     ({"tau": "f1", "mode": "async"}, "--tau=f1 leaves f0 out"),
     ({"output": "boxes.avi"}, "suffix '.avi' is not one of"),
     ({"json": "nowhere/found.jsonl"}, "does not exist"),
+    ({"json": "/dev/null"}, "--json=/dev/null is a pipe or a device, wanted a file"),
 ]  # fmt: skip
 
 
@@ -140,7 +148,7 @@ def test_a_damaged_frame_keeps_those_before_it(tmp_path, folder):
         video=folder, json=tmp_path / "found.jsonl", output=tmp_path / "boxes.mp4"
     )
     assert code == 2 and "7 frames" in out and len(lines) == 1
-    assert "7.png is not a readable image" in lines[0] and "7 frames before are kept" in lines[0]
+    assert "7.png is damaged or truncated" in lines[0] and "7 frames before are kept" in lines[0]
     assert left(tmp_path) == ["boxes.mp4", "found.jsonl"]
     assert len((tmp_path / "found.jsonl").read_text().splitlines()) == 7
     assert len(list(open_source(tmp_path / "boxes.mp4"))) == 7
@@ -150,28 +158,109 @@ def test_a_damaged_frame_keeps_those_before_it(tmp_path, folder):
     assert (code, out) == (2, "") and "0.png" in lines[0] and left(tmp_path) == ["boxes.mp4"]
 
 
-def test_ctrl_c_keeps_what_was_done(tmp_path):
-    """Interrupted in the middle for certain: the 51st frame is a pipe that nobody fills."""
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_keeps_what_was_done(tmp_path, signum):
+    """Ended in the middle for certain: the 21st frame is a pipe that nobody fills."""
     folder = tmp_path / "frames"
     folder.mkdir()
     frame = cv2.imencode(".bmp", tiny_bundle.frames(1)[0])[1].tobytes()
-    for number in range(50):
+    for number in range(20):
         (folder / f"{number}.bmp").write_bytes(frame)
-    os.mkfifo(folder / "50.bmp")
+    os.mkfifo(folder / "20.bmp")
     run = subprocess.Popen(
-        command(video=folder, json=tmp_path / "found.jsonl"), cwd=ROOT, stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE, text=True,
+        command(video=folder, json=tmp_path / "found.jsonl", output=tmp_path / "boxes.mp4"),
+        cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         # A shell starts what runs in the background with interrupts ignored.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )  # fmt: skip
-    # Opening the other end waits until the program opens this one: 50 frames are done by then.
-    with open(folder / "50.bmp", "wb"):
-        run.send_signal(signal.SIGINT)
+    # Opening the other end waits until the program opens this one: 20 frames are done by then.
+    with open(folder / "20.bmp", "wb"):
+        run.send_signal(signum)
         out, err = run.communicate(timeout=60)
-    assert run.returncode == 130 and "50 frames" in out
-    assert own_lines(err) == ["error: interrupted (the 50 frames before are kept)"]
-    assert left(tmp_path) == ["found.jsonl"]
-    assert len((tmp_path / "found.jsonl").read_text().splitlines()) == 50
+    assert run.returncode == 128 + signum and "20 frames" in out
+    ended = "interrupted" if signum == signal.SIGINT else f"ended by {signum.name}"
+    assert own_lines(err) == [f"error: {ended} (the 20 frames before are kept)"]
+    assert left(tmp_path) == ["boxes.mp4", "found.jsonl"]
+    assert len((tmp_path / "found.jsonl").read_text().splitlines()) == 20
+    assert len(list(open_source(tmp_path / "boxes.mp4"))) == 20
+
+
+def test_signals_are_put_off_and_come_once():
+    with Interruptions() as interruptions:
+        interruptions.hold()
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGHUP)
+        with pytest.raises(Interrupted) as error:
+            interruptions.release()
+        os.kill(os.getpid(), signal.SIGINT)  # the program is ending already
+    assert error.value.signum == signal.SIGTERM
+    with Interruptions(), pytest.raises(Interrupted):
+        os.kill(os.getpid(), signal.SIGHUP)
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with Interruptions():
+            os.kill(os.getpid(), signal.SIGHUP)  # nohup
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_nobody_reads_the_summary(tmp_path, folder):
+    run = subprocess.Popen(
+        command(video=folder, json=tmp_path / "found.jsonl"), cwd=ROOT, stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    run.stdout.close()
+    assert own_lines(run.stderr.read()) == [] and run.wait() == 141
+    assert len((tmp_path / "found.jsonl").read_text().splitlines()) == 12
+
+
+@pytest.mark.parametrize("output", ["boxes.mp4", None])
+def test_a_full_disk_keeps_what_lay_there(tmp_path, folder, output):
+    for name in ("boxes.mp4", "found.jsonl"):
+        (tmp_path / name).write_bytes(b"from before")
+    done = subprocess.run(
+        command(
+            video=folder, output=output and tmp_path / output,
+            json=None if output else tmp_path / "found.jsonl", score_threshold=0.0,
+        ),
+        cwd=ROOT, capture_output=True, text=True,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000)),
+    )  # fmt: skip
+    assert done.returncode == 2 and done.stdout == ""
+    (line,) = own_lines(done.stderr)
+    what = "boxes.mp4 cannot be written" if output else "the outputs cannot be written"
+    assert f"{what}: File too large; nothing of this run is kept, earlier files stay" in line
+    assert left(tmp_path) == ["boxes.mp4", "found.jsonl"]
+    assert {file.read_bytes() for file in tmp_path.glob("*.*")} == {b"from before"}
+
+
+def test_lines_and_video_have_the_times_of_the_video(tmp_path):
+    tiny_video.encode(tmp_path / "clip.mp4", tiny_bundle.frames(4), (0, 33, 300, 4967))
+    code, _, lines = detect(
+        video=tmp_path / "clip.mp4", json=tmp_path / "found.jsonl", output=tmp_path / "boxes.mp4"
+    )
+    assert (code, lines) == (0, [])
+    rows = [json.loads(line) for line in (tmp_path / "found.jsonl").read_text().splitlines()]
+    assert [row["time_s"] for row in rows] == [0, 0.033, 0.3, 4.967]
+    times = [frame.time_s for frame in open_source(tmp_path / "boxes.mp4")]
+    np.testing.assert_allclose(times, [0, 0.033, 0.3, 4.967], atol=1e-5)
+
+
+def test_boxes_are_cut_at_the_edges_and_masks_are_counted():
+    found = Detections(
+        np.array([[-0.02, 0.1, 0.5, 1.0375]], np.float32), np.ones(1, np.float32),
+        np.zeros(1, np.int32),
+    )  # fmt: skip
+    timings = Timings(0, 0, 0, 0, 1.0)
+    row = program.json_line(FrameResult(0, found, "f0", 0, None, timings), 0.5, ("disc",))
+    assert row["time_s"] == 0.5 and row["detections"][0]["box"] == [0.0, 0.1, 0.5, 1.0]
+    summary = program.Summary()
+    for share in (1, 3):
+        mask = np.arange(8).reshape(2, 4) < share
+        ages = np.zeros((1, 1), np.int32)
+        summary.add(WindowResult(0, None, mask, None, (0, 0, 1, 1), ages, timings))
+    text = summary.text("full", 1.0)
+    assert "2 frames, masks of 25.0% of a frame (mean)" in text and "detections" not in text
 
 
 def test_a_real_video(tmp_path, fixtures_dir):
@@ -179,9 +268,10 @@ def test_a_real_video(tmp_path, fixtures_dir):
     code, out, lines = detect(video=video, output=tmp_path / "boxes.mp4")
     assert (code, lines) == (0, []) and "20 frames" in out and "effective tau 9.00" in out
     with open_source(tmp_path / "boxes.mp4") as source:
-        assert source.fps == 30.0 and [frame.shape for frame in source] == [(540, 960, 3)] * 20
+        shapes = [frame.image.shape for frame in source]
+    assert source.fps == 30.0 and shapes == [(540, 960, 3)] * 20
     # An older file of the same name is replaced only by a whole one.
     with VideoWriter(tmp_path / "boxes.mp4", 10) as writer:
-        writer.write(np.zeros((20, 20, 3), np.uint8))
+        writer.write(np.zeros((20, 20, 3), np.uint8), 0.0)
     code, _, _ = detect(video=tmp_path / "nothing.mp4", output=tmp_path / "boxes.mp4")
     assert code == 2 and len(list(open_source(tmp_path / "boxes.mp4"))) == 1

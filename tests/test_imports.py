@@ -14,7 +14,7 @@ ALLOWED = {
     "layers": {"windows"},
     "detection": set(),
     "models": {"layers", "detection", "windows"},
-    "runtime": {"errors", "windows"},
+    "runtime": {"errors", "files", "windows"},
     "evaluation": {"errors", "files", "layers", "detection", "models", "runtime"},
     "data": {"errors", "files", "locks", "evaluation", "runtime"},
     "rl": {
@@ -28,7 +28,7 @@ ALLOWED = {
     "models/zoo": {"errors", "layers", "models", "evaluation", "tasks"},
 }  # fmt: skip
 ABOVE = {"memvid_tf": {"export", "benchmarks"}, "export": {"benchmarks"}, "benchmarks": set()}
-RUNTIME_NEEDS = {"numpy", "cv2", "PIL", "ai_edge_litert"}
+RUNTIME_NEEDS = {"numpy", "cv2", "PIL", "av", "ai_edge_litert"}
 SOURCES = sorted(path.relative_to(ROOT) for top in ABOVE for path in (ROOT / top).rglob("*.py"))
 
 
