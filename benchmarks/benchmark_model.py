@@ -22,6 +22,10 @@ _STATISTICS = re.compile(
 )
 _NAMES = ("first", "curr", "min", "max", "avg", "std", "p5", "median", "p95")
 _PREFIX = re.compile(r"^(?:INFO|WARNING|WARN|ERROR): (?:\[[^\]]*\] ?)?")
+_APPLIED = re.compile(
+    r"Explicitly applied (\w+) delegate, and the model graph will be (completely|partially)"
+)
+_REPLACING = re.compile(r"Replacing (\d+) out of (\d+) node(?:\(s\)|s)? with delegate \((\w+)\)")
 _TIMINGS = "nference timings in us:"
 _BLOCK = "= BENCHMARK RESULTS ="
 _BLOCK_LINE = re.compile(rf"^(\w[\w ]*(?:\([a-z]+\))?): +{_NUMBER} ms(?: \((\d+) runs\))?$")
@@ -34,7 +38,25 @@ class ParseError(UserError):
 def command(binary: str, model: str, threads: int, runs: int, extra: str) -> str:
     """The shell command; flags that both generations take, and the user's."""
     words = [binary, f"--graph={model}", f"--num_threads={threads}", f"--num_runs={runs}"]
-    return " ".join(map(shlex.quote, [*words, *shlex.split(extra)]))
+    return shlex.join([*words, *split_flags(extra)])
+
+
+def split_flags(text: str) -> list[str]:
+    """The words of --benchmark_flags.
+
+    Raises:
+      UserError: a quote that is not closed, or a word that is no flag.
+    """
+    try:
+        words = shlex.split(text)
+    except ValueError as error:
+        raise UserError(f"--benchmark_flags={text!r}: {error}") from error
+    for word in words:
+        if not word.startswith("--"):
+            raise UserError(
+                f"--benchmark_flags: {word!r} is no flag; wanted words such as --use_gpu=true"
+            )
+    return words
 
 
 def parse(text: str) -> dict:
@@ -42,8 +64,8 @@ def parse(text: str) -> dict:
 
     Returns:
       As an engine's result: "latency_us" with the average alone, "reported" with everything that
-      was said about it in microseconds, "init_us", "warm_up_us" and "delegated_nodes" (None where
-      not said).
+      was said about it in microseconds, "init_us", "warm_up_us", "delegates" (see `delegates`) and
+      "delegated_nodes" (of the first; None where not said).
 
     Raises:
       ParseError: statistics or timings are missing: the call failed or was cut short.
@@ -69,14 +91,23 @@ def parse(text: str) -> dict:
             f"of it: {' '.join(' '.join(lines[-3:]).split())}"
         )
     found = re.search(r"(\d+) nodes? (?:out of|delegated out of) (\d+)", "\n".join(lines))
-    found = found or re.search(r"Replacing (\d+) out of (\d+) node", "\n".join(lines))
+    found = found or _REPLACING.search("\n".join(lines))
     return {
         "latency_us": [said["average"]],
         "reported": reported,
         "init_us": said["init"],
         "warm_up_us": said["warm_up"],
+        "delegates": delegates("\n".join(lines)),
         "delegated_nodes": int(found[1]) if found else None,
     }
+
+
+def delegates(text: str) -> str:
+    """Which delegate took how many nodes, as in "GPU: completely; XNNPACK: 57 of 64 nodes"; ""
+    where the output says nothing of it. Runs that differ in it are not the same measurement."""
+    applied = [f"{name}: {how}" for name, how in _APPLIED.findall(text)]
+    taken = [f"{name}: {nodes} of {total} nodes" for nodes, total, name in _REPLACING.findall(text)]
+    return "; ".join(dict.fromkeys(applied + taken))
 
 
 def _statistics(match: re.Match) -> dict[str, float]:

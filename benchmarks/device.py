@@ -15,6 +15,7 @@ import contextlib
 import dataclasses
 import itertools
 import random
+import shlex
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -93,7 +94,9 @@ def foreign_tasks(
         for bundle, subject in zip(bundles, work.subjects(bundles))
         for name in bundle.manifest.graphs
     ]
-    graphs += [(path.stem, "whole model", path, None) for path in peers]
+    names = work.peer_names(peers)
+    graphs += [(name, "whole model", path, None) for name, path in zip(names, peers)]
+    said = shlex.join(benchmark_model.split_flags(extra))
     tasks = []
     for (subject, name, path, precision), threads in itertools.product(graphs, wish.threads):
 
@@ -103,7 +106,9 @@ def foreign_tasks(
             command = benchmark_model.command(call, model, threads, wish.runs, extra)
             return benchmark_model.parse(handset.call(command, engine.mask))
 
-        setting = schema.Setting(device, subject, "graph", name, threads, "benchmark_model")
+        setting = schema.Setting(
+            device, subject, "graph", name, threads, "benchmark_model", flags=said
+        )
         hashes = {path.name: file_entry(path).sha256, binary.name: file_entry(binary).sha256}
         tasks.append(work.Task(setting, precision, None, hashes, threads, run))
     return tasks
@@ -169,6 +174,8 @@ class Session:
         """All repeats, in turns and in shuffled order, each on a cool device."""
         from tqdm import tqdm
 
+        for task in tasks:  # before minutes of measuring
+            self._results.has(task.setting, 0, task.hashes | self._handset.hashes)
         rng = random.Random(seed)
         name = self._device["name"]
         total, position = repeats * len(tasks), self._position
@@ -304,8 +311,11 @@ def main(argv):
         raise errors.UserError(
             f"--benchmark_model={FLAGS.benchmark_model} {what}; wanted a program"
         )
+    if benchmark_model.split_flags(FLAGS.benchmark_flags) and not FLAGS.benchmark_model:
+        raise errors.UserError("--benchmark_flags are those of a --benchmark_model; name it too")
     if not FLAGS.output:
         raise errors.UserError("--output is missing, for example --output=results/pixel")
+    work.check_output(FLAGS)
     wish, peers = work.wish_of(FLAGS, most_threads=8), work.peers_of(FLAGS)
     bundles = [Bundle.load(path) for path in FLAGS.bundle]
     with schema.Results.held(FLAGS.output) as results:

@@ -59,6 +59,8 @@ def measure(
     from tqdm import tqdm
 
     rng, measuring = random.Random(seed), engine.hashes()
+    for task in tasks:  # before minutes of measuring
+        results.has(task.setting, 0, task.hashes | measuring)
     with tqdm(total=repeats * len(tasks), desc="measuring", unit="run") as bar:
         for repeat in range(repeats):
             for task in rng.sample(list(tasks), len(tasks)):
@@ -81,6 +83,7 @@ def main(argv):
         raise errors.UserError(f"unexpected argument {argv[1]!r}; every option is a --flag")
     if not FLAGS.bundle and not FLAGS.peer:
         raise errors.UserError("--bundle is missing, for example --bundle=bundles/tiny")
+    work.check_output(FLAGS)
     wish = work.wish_of(FLAGS, os.cpu_count() or 1)
     engine, device, peers = ENGINES[FLAGS.engine](), describe_host(), work.peers_of(FLAGS)
     if FLAGS.fixtures:

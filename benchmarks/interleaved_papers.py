@@ -330,8 +330,7 @@ def main(argv):
     if len(argv) > 1:
         raise errors.UserError(f"unexpected argument {argv[1]!r}; every option is a --flag")
     for name in ("seeds", "paper_cell_seeds", "flow_seeds"):
-        if not all(seed.isdigit() for seed in FLAGS[name].value):
-            raise errors.UserError(f"--{name}={','.join(FLAGS[name].value)} must be whole numbers")
+        pipeline.check_seeds(name, FLAGS[name].value)
     if not set(FLAGS.flow_seeds) <= set(FLAGS.seeds):
         raise errors.UserError(
             f"--flow_seeds={','.join(FLAGS.flow_seeds)} must be some of --seeds="

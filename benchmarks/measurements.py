@@ -36,6 +36,7 @@ class Setting:
       engine: "runner", "python" or "benchmark_model".
       mode: "burst" or "sustained".
       fps: frame rate of a paced schedule, 0 for full speed.
+      flags: further flags of benchmark_model, which choose the delegate among others.
     """
 
     device: str
@@ -46,6 +47,7 @@ class Setting:
     engine: str
     mode: str = "burst"
     fps: float = 0.0
+    flags: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,6 +80,12 @@ class Measurement:
     date: str
     code_version: str
     mask: str | None = None
+
+    @property
+    def identity(self) -> tuple[Setting, str]:
+        """What may be pooled and compared: the setting, and which delegate took how many nodes,
+        which only a run shows and which may change without an error."""
+        return self.setting, self.result.get("delegates", "")
 
     @property
     def latency_ms(self) -> np.ndarray:
@@ -159,7 +167,8 @@ class Results:
             )
 
     def has(self, setting: Setting, repeat: int, hashes: dict[str, str]) -> bool:
-        """Whether this repeat is there already.
+        """Whether this repeat is there already. Ask for everything before the first run: what
+        changed would else be found after the others were measured.
 
         Raises:
           UserError: the setting was measured with other files, which would be mixed up.
@@ -192,7 +201,7 @@ def _decode(entry: dict) -> Measurement:
 
 @dataclasses.dataclass(frozen=True)
 class Summary:
-    """All repeats of one setting.
+    """All repeats of one setting with one delegation.
 
     Attributes:
       p50_ms: median over the repeats of their medians.
@@ -225,17 +234,22 @@ class Summary:
     f0_share: float | None
 
     @property
+    def identity(self) -> tuple[Setting, str]:
+        """See `Measurement.identity`."""
+        return self.first.identity
+
+    @property
     def fps(self) -> float:
         """Frames or runs a second."""
         return 1e3 / self.mean_ms
 
 
 def summaries(measurements: Iterable[Measurement]) -> list[Summary]:
-    """One summary a setting, in the order in which the settings first occur."""
-    groups: dict[Setting, list[Measurement]] = {}
+    """One summary an identity, in the order in which they first occur."""
+    groups: dict[tuple[Setting, str], list[Measurement]] = {}
     for measurement in measurements:
-        groups.setdefault(measurement.setting, []).append(measurement)
-    return [_summary(setting, group) for setting, group in groups.items()]
+        groups.setdefault(measurement.identity, []).append(measurement)
+    return [_summary(setting, group) for (setting, _), group in groups.items()]
 
 
 def _summary(setting: Setting, group: Sequence[Measurement]) -> Summary:

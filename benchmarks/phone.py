@@ -63,10 +63,9 @@ def parse_battery(text: str) -> float | None:
 def parse_thermal(text: str) -> tuple[int | None, dict[str, float]]:
     """Status and current temperatures in what `dumpsys thermalservice` says.
 
-    The cached section is ignored: its values may be of any age.
+    The cached section is ignored: its values may be of any age. The status is Android's own and is
+    known without the HAL, which gives the temperatures.
     """
-    if re.search(r"HAL Ready:\s*false", text):
-        return None, {}
     status = re.search(r"Thermal Status:\s*(\d+)", text)
     _, _, current = text.partition("Current temperatures from HAL:")
     current = current.split("Current cooling devices", 1)[0]

@@ -343,6 +343,12 @@ class Run:
         return read(self.path("results", f"{source}.json"))
 
 
+def check_seeds(flag: str, seeds: Sequence[str]) -> None:
+    """Raises UserError for a seed that is no whole number of at most nine digits."""
+    if not all(re.fullmatch("[0-9]{1,9}", seed) for seed in seeds):
+        raise errors.UserError(f"--{flag}={','.join(seeds)[:100]} must be whole numbers")
+
+
 def runs_by_seed(
     seeds: Sequence[str],
     work_dir: str,
@@ -362,8 +368,7 @@ def runs_by_seed(
     Raises:
       UserError: a seed that is no whole number.
     """
-    if not all(seed.isdigit() for seed in seeds):
-        raise errors.UserError(f"--seeds={','.join(seeds)} must be whole numbers")
+    check_seeds("seeds", seeds)
     loop = ("trainer.steps_per_loop=10", "trainer.summary_interval=10") if quick else ()
     return {
         int(seed): Run(

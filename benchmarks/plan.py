@@ -226,7 +226,7 @@ if __name__ == "__main__":
         "bundle", "", "The bundle that was measured. Example: --bundle=bundles/tiny"
     )
     flags.DEFINE_string("data", "", "Clips to score on; else the bundle's. Example: data/synthetic")
-    flags.DEFINE_float("fps", 30.0, "Frame rate of the camera. Example: --fps=30", 0.1)
+    flags.DEFINE_float("fps", 30.0, "Frame rate of the camera. Example: --fps=30", 0.1, 1e4)
     flags.DEFINE_float(
         "latency_bound_ms", 0.0, "Most that a frame may take; 0: the time between two. Example: 20",
         0.0,

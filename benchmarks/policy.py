@@ -12,6 +12,7 @@ a machine, from a results file of `python -m benchmarks.host`.
 """
 
 import dataclasses
+import math
 import os
 from collections.abc import Sequence
 
@@ -337,10 +338,12 @@ def main(argv):
         )
     gammas = FLAGS.gammas
     try:
-        ascending = sorted(gammas, key=float)
+        values = [float(gamma) for gamma in gammas]
     except ValueError as error:
         raise errors.UserError(f"--gammas={','.join(gammas)} must be numbers") from error
-    if ascending != gammas:
+    if not values or not all(0.0 <= value < math.inf for value in values):
+        raise errors.UserError(f"--gammas={','.join(gammas)} must be numbers from 0 up")
+    if sorted(values) != values:
         raise errors.UserError(f"--gammas={','.join(gammas)} must be ascending")
     from memvid_tf import provenance
 

@@ -11,6 +11,7 @@ real hardware say so and are never called latencies.
 
 import dataclasses
 import html
+import itertools
 import json
 from collections.abc import Sequence
 
@@ -53,9 +54,15 @@ def title_of(summary: schema.Summary) -> str:
     """A heading for everything measured alike on one device."""
     s, device = summary.setting, summary.first.device
     emulated = "" if device["physical"] else " — emulated, not a latency"
-    return f"{s.device}{emulated}: {s.threads} thread(s), {s.engine}, {s.mode}" + (
-        f", paced at {s.fps:g} fps" if s.fps else ""
-    )
+    how = [f"{s.threads} thread(s)", f"{s.engine} {s.flags}".strip(), s.mode]
+    how += [f"paced at {s.fps:g} fps"] if s.fps else []
+    return f"{s.device}{emulated}: {', '.join(how)}"
+
+
+def what_of(summary: schema.Summary) -> str:
+    """The graph or schedule, and who computed it where that is known to be a delegate."""
+    name, (_, delegates) = summary.setting.name, summary.identity
+    return f"{name} ({delegates})" if delegates else name
 
 
 def grouped(measurements: Sequence[schema.Measurement]) -> dict[str, list[schema.Summary]]:
@@ -83,7 +90,7 @@ def rows(group: Sequence[schema.Summary]) -> list[list[str]]:
         if s.f0_share is not None and s.setting.name.split(" ")[0] in schedules.INTERLEAVED:
             share = f"{100 * s.f0_share:.1f} %"
         table.append(
-            [s.setting.subject, s.setting.name, *(f"{ms:.3f}" for ms in times), f"{s.tail:.2f}",
+            [s.setting.subject, what_of(s), *(f"{ms:.3f}" for ms in times), f"{s.tail:.2f}",
              f"{s.fps:.0f}", overhead, tau, share, str(s.repeats)]
         )  # fmt: skip
     return table
@@ -127,12 +134,18 @@ def parts(group: Sequence[schema.Summary]) -> list[list[str]]:
 
 
 def ratios(group: Sequence[schema.Summary]) -> list[list[str]]:
-    """What the paper claims as ratios of time beside what was measured; [] where nothing fits."""
-    mean = {
-        (s.first.precision, s.setting.name.split(" ")[0]): s.mean_ms
-        for s in group
-        if s.setting.kind == "schedule" and not s.setting.fps
-    }
+    """What the paper claims as ratios of time beside what was measured; [] where nothing fits.
+
+    Only schedules of one network and one τ are divided by each other.
+    """
+    timed = [s for s in group if s.setting.kind == "schedule" and not s.setting.fps]
+    of = _networks(timed)
+    mean = {}
+    for s in timed:
+        schedule, _, tau = s.setting.name.partition(" τ=")
+        mean[of[s.setting.subject], s.first.precision, schedule, tau] = s.mean_ms
+    networks = list(dict.fromkeys(of.values()))
+    taus = sorted({tau for *_, tau in mean if tau}, key=int)
     wanted = [
         ("interleaved over f0 only, int8", "sync", "f0", ("int8", "f0"), ("int8", "sync")),
         ("int8 over float32, interleaved", "int8 sync", "sync", ("float32", "sync"),
@@ -140,11 +153,35 @@ def ratios(group: Sequence[schema.Summary]) -> list[list[str]]:
         ("asynchronous over synchronous, int8", "int8 async", "int8 sync", ("int8", "sync"),
          ("int8", "async")),
     ]  # fmt: skip
-    return [
-        [name, f"{PAPER_FPS[faster] / PAPER_FPS[slower]:.2f}", f"{mean[before] / mean[after]:.2f}"]
-        for name, faster, slower, before, after in wanted
-        if before in mean and after in mean
-    ]
+    table = []
+    for network, tau in itertools.product(networks, taus):
+        label = f"{network}: " if len(networks) > 1 else ""
+        suffix = f", τ={tau}" if len(taus) > 1 else ""
+        for name, faster, slower, *pair in wanted:
+            times = [
+                mean.get((network, precision, schedule, "" if schedule == "f0" else tau))
+                for precision, schedule in pair
+            ]
+            if None not in times:
+                paper = PAPER_FPS[faster] / PAPER_FPS[slower]
+                measured = f"{times[0] / times[1]:.2f}"
+                table.append([f"{label}{name}{suffix}", f"{paper:.2f}", measured])
+    return table
+
+
+def _networks(summaries: Sequence[schema.Summary]) -> dict[str, str]:
+    """Which bundles are one network in two precisions: its name by subject.
+
+    Where each precision has one bundle they are; else those whose names differ in the precision
+    alone.
+    """
+    precision = {s.setting.subject: s.first.precision for s in summaries}
+    if len(set(precision.values())) == len(precision):
+        return dict.fromkeys(precision, "")
+    return {
+        subject: subject.replace(kind or "", "").strip(" _-") or subject
+        for subject, kind in precision.items()
+    }
 
 
 def markdown(measurements: Sequence[schema.Measurement]) -> str:
@@ -279,7 +316,7 @@ def page(measurements: Sequence[schema.Measurement], accuracy: Accuracy | None) 
         if accuracy and (points := _scored(timed, accuracy)):
             drawn.append(plots.plot("mAP against latency", "mean ms a frame", "mAP@.5", points))
         for summary in timed:
-            mine = [m for m in measurements if m.setting == summary.setting]
+            mine = [m for m in measurements if m.identity == summary.identity]
             drawn += [over_time(mine[0]), histogram(mine)]
             if summary.setting.mode == "sustained" and (curve := sustained(mine)):
                 drawn.append(curve)
@@ -293,11 +330,20 @@ def page(measurements: Sequence[schema.Measurement], accuracy: Accuracy | None) 
 
 
 def _scored(timed: Sequence[schema.Summary], accuracy: Accuracy) -> list[plots.Series]:
-    """A series of points for each subject whose accuracy is known."""
+    """A series of points for the bundle whose accuracy is known.
+
+    Raises:
+      UserError: several have the precision of the one that was evaluated.
+    """
     found: dict[str, list[schema.Summary]] = {}
     for summary in timed:
         if summary.first.precision == accuracy.precision and mode_of(summary) in accuracy.by_mode:
             found.setdefault(summary.setting.subject, []).append(summary)
+    if len(found) > 1:
+        raise errors.UserError(
+            f"--accuracy is of one {accuracy.precision} bundle, and the results hold "
+            f"{', '.join(found)}; give results of the one that was evaluated"
+        )
     return [
         plots.Series(
             subject, [s.mean_ms for s in some], [accuracy.by_mode[mode_of(s)] for s in some],
@@ -320,22 +366,19 @@ def comparison(before: schema.Results, after: schema.Results) -> str:
     Raises:
       UserError: they hold nothing in common.
     """
-    old = {s.setting: s for s in schema.summaries(before.measurements)}
+    old = {s.identity: s for s in schema.summaries(before.measurements)}
     table = []
     for new in schema.summaries(after.measurements):
-        if new.setting not in old:
+        if new.identity not in old:
             continue
-        found = schema.compare(old[new.setting], new)
+        found = schema.compare(old[new.identity], new)
         interval = "" if found.low is None else f"{found.low:.3f} … {found.high:.3f}"
-        s = new.setting
-        table.append(
-            [f"{s.device}, {s.threads} thread(s), {s.mode}", f"{s.subject} {s.name}",
-             f"{found.ratio:.3f}", interval, found.verdict]
-        )  # fmt: skip
+        what = f"{new.setting.subject} {what_of(new)}"
+        table.append([title_of(new), what, f"{found.ratio:.3f}", interval, found.verdict])
     if not table:
         raise errors.UserError(
             f"{before.path} and {after.path} measured nothing in common: device, subject, schedule, "
-            "threads, engine, mode and fps must be the same"
+            "threads, engine with its flags, mode, fps and delegated nodes must be the same"
         )
     header = ["where", "what", "time after / before", "95 % interval", "verdict"]
     return tabulate(table, header, tablefmt="github", disable_numparse=True) + "\n"

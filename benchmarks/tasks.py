@@ -2,6 +2,7 @@
 bundles, and other people's models, for each number of threads."""
 
 import dataclasses
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from absl import flags
 from benchmarks import measurements as schema
 from benchmarks.engines import Engine
 from benchmarks.runner import schedules
-from memvid_tf import errors, files
+from memvid_tf import errors, files, paths
 from memvid_tf.runtime.bundle import Bundle, file_entry
 
 WARM_UP = 20
@@ -68,12 +69,18 @@ def define_flags() -> None:
         "peer", [], "Any .tflite, measured beside the bundles. Example: --peer=ssdlite.tflite"
     )
     flags.DEFINE_list("threads", ["1", "2"], "Threads of one invoke. Example: --threads=1,2")
-    flags.DEFINE_integer("frames", 300, "Measured frames of one repeat. Example: 300", 20)
-    flags.DEFINE_integer("runs", 50, "Measured runs of a graph in one repeat. Example: 50", 1)
-    flags.DEFINE_integer("repeats", 5, "Repeats of everything; they take turns. Example: 5", 1)
-    flags.DEFINE_integer("tau", 9, "Interleave ratio. Example: --tau=9", 1)
-    flags.DEFINE_float("fps", 0.0, "Frame rate of the schedules; 0 is full speed. Example: 30", 0.0)
-    flags.DEFINE_integer("seed", 0, "Seed of frames and order. Example: --seed=0", 0)
+    flags.DEFINE_integer("frames", 300, "Measured frames of one repeat. Example: 300", 20, 10**6)
+    flags.DEFINE_integer(
+        "runs", 50, "Measured runs of a graph in one repeat. Example: 50", 1, 10**6
+    )
+    flags.DEFINE_integer(
+        "repeats", 5, "Repeats of everything; they take turns. Example: 5", 1, 1000
+    )
+    flags.DEFINE_integer("tau", 9, "Interleave ratio. Example: --tau=9", 1, 10_000)
+    flags.DEFINE_float(
+        "fps", 0.0, "Frame rate of the schedules; 0 is full speed. Example: 30", 0.0, 1e4
+    )
+    flags.DEFINE_integer("seed", 0, "Seed of frames and order. Example: --seed=0", 0, 2**32 - 1)
     flags.DEFINE_string(
         "output", "", "Results, as PATH.json and PATH.md. Example: benchmarks/results/host_paper"
     )
@@ -86,22 +93,55 @@ def wish_of(values: flags.FlagValues, most_threads: int) -> Wish:
       UserError: a number of threads that is none, or more than the most.
     """
     for word in values.threads:
-        if not word.isdigit() or not 1 <= int(word) <= most_threads:
-            raise errors.UserError(f"--threads={word!r} is not in 1..{most_threads}")
-    threads = [int(word) for word in values.threads]
+        if not re.fullmatch("[0-9]{1,3}", word) or not 1 <= int(word) <= most_threads:
+            raise errors.UserError(f"--threads={word[:20]!r} is not in 1..{most_threads}")
+    if not values.threads:
+        raise errors.UserError("--threads is empty, for example --threads=1,2")
+    threads = list(dict.fromkeys(map(int, values.threads)))
     return Wish(threads, values.runs, values.frames, values.tau, values.fps, values.seed)
+
+
+def check_output(values: flags.FlagValues) -> None:
+    """Refuses an --output whose two files cannot be written, before anything is measured.
+
+    Raises:
+      UserError: that.
+    """
+    for suffix in (".json", ".md"):
+        if values.output:
+            paths.check_output("output", f"{values.output}{suffix}")
 
 
 def peers_of(values: flags.FlagValues) -> list[Path]:
     """The models that --peer names.
 
     Raises:
-      UserError: one is not there.
+      UserError: one is not there, or is named twice.
     """
+    seen = set()
     for name in values.peer:
         if not Path(name).is_file():
             raise errors.UserError(f"--peer={name} {files.what(name)}; wanted a .tflite")
+        if Path(name).resolve() in seen:
+            raise errors.UserError(f"--peer={name} is given twice; once is enough")
+        seen.add(Path(name).resolve())
     return [Path(name) for name in values.peer]
+
+
+def peer_names(peers: Sequence[Path]) -> list[str]:
+    """A name for each model: its stem, or as much of its path as makes it the only one."""
+    paths = [path.resolve() for path in peers]
+
+    def name(path):
+        ends = [path.stem, *("/".join(path.parts[-n:]) for n in range(1, len(path.parts)))]
+        others = [other for other in paths if other != path]
+        return next(
+            end
+            for end in ends
+            if not any(str(other).endswith(f"/{end}") or other.stem == end for other in others)
+        )
+
+    return [name(path) for path in paths]
 
 
 def all_tasks(
@@ -113,7 +153,8 @@ def all_tasks(
         for bundle, subject in zip(bundles, subjects(bundles)):
             where = (bundle, subject, device, engine, threads, wish)
             tasks += [*graph_tasks(*where), *schedule_tasks(*where)]
-        tasks += [peer_task(path, device, engine, threads, wish) for path in peers]
+        for path, subject in zip(peers, peer_names(peers)):
+            tasks.append(peer_task(path, subject, device, engine, threads, wish))
     return tasks
 
 
@@ -162,9 +203,11 @@ def schedule_tasks(
     return tasks
 
 
-def peer_task(path: Path, device: str, engine: str, threads: int, wish: Wish) -> Task:
+def peer_task(
+    path: Path, subject: str, device: str, engine: str, threads: int, wish: Wish
+) -> Task:
     """Somebody's model, one call a frame."""
-    setting = schema.Setting(device, path.stem, "graph", "whole model", threads, engine)
+    setting = schema.Setting(device, subject, "graph", "whole model", threads, engine)
     hashes = {path.name: file_entry(path).sha256}
 
     def run(engine):

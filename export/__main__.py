@@ -11,7 +11,8 @@ that of a single-frame network (detector, segmenter) one graph and post-processi
 
 from absl import flags, logging
 
-from memvid_tf import errors, files, locks
+from memvid_tf import errors, files, locks, paths
+from memvid_tf.data import records
 from memvid_tf.runtime.bundle import Bundle, inventory
 
 FLAGS = flags.FLAGS
@@ -26,14 +27,17 @@ flags.DEFINE_enum(
     ["int8", "float32"],
     "int8 needs a checkpoint of quantization-aware training.",
 )
-flags.DEFINE_integer("tau", 9, "Interleave ratio that the manifest recommends. Example: --tau=9", 0)
+flags.DEFINE_integer(
+    "tau", 9, "Interleave ratio that the manifest recommends. Example: --tau=9", 0, 10_000
+)
 flags.DEFINE_float(
     "score_threshold", 0.3, "Least score of a detection. Example: --score_threshold=0.3", 0.0, 1.0
 )
 flags.DEFINE_float(
-    "iou_threshold", 0.5, "IoU of non-maximum suppression. Example: --iou_threshold=0.5", 0.0, 1.0
+    # TensorFlow Lite's operator takes no 0.
+    "iou_threshold", 0.5, "IoU of non-maximum suppression. Example: --iou_threshold=0.5", 0.01, 1.0
 )
-flags.DEFINE_integer("max_detections", 20, "Most detections of a frame. Example: 20", 1)
+flags.DEFINE_integer("max_detections", 20, "Most detections of a frame. Example: 20", 1, 1000)
 flags.DEFINE_bool("verify", True, "Whether to compare the bundle with the checkpoint on clips.")
 flags.DEFINE_string(
     "input_path", "", "Data set of the verification; the training's by default. Example: data/test"
@@ -46,6 +50,10 @@ def main(argv):
     for name in ("model_dir", "output_dir"):
         if not FLAGS[name].value:
             raise errors.UserError(f"--{name} is missing; see --help")
+    paths.check_training("model_dir", FLAGS.model_dir, FLAGS.checkpoint)
+    paths.check_output("output_dir", FLAGS.output_dir, folder=True)
+    if FLAGS.input_path:
+        records.read_info(FLAGS.input_path)
     logging.set_verbosity(logging.WARNING)
     files.check_folder(FLAGS.output_dir, "bundle", inventory)  # before TensorFlow is loaded
     with locks.target(FLAGS.output_dir):
@@ -54,7 +62,6 @@ def main(argv):
 
 def _export():
     from export import bundle, patchwork_bundle, patchwork_verify, single_frame_bundle, verify
-    from memvid_tf.data import records
     from memvid_tf.models.interleaved import InterleavedDetector
     from memvid_tf.models.patchwork import Patchwork
     from memvid_tf.runtime.manifest import PostSpec

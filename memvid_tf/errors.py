@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 
 from absl import app, flags
 
+from memvid_tf import flag_parsing
 
 # No room, or no right to any: the machine must be changed, not the program.
 _UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
@@ -85,10 +86,12 @@ class Interruptions:
 def run(main: Callable[[list[str]], int | None], addresses: Sequence[str] = ()) -> None:
     """Runs an absl program whose `UserError`s become `error: <message>` and exit code 2.
 
+    So do flags that are wrong; see `flag_parsing`.
+
     As in a shell, 130 says that it was interrupted, 143 that it was terminated, 129 that its
-    terminal is gone and 141 that nobody reads its output any more, as `head` does not. Where the output cannot be written, because the
-    disk is full or there is none, the program does its work to the end and then says so. A full
-    disk is the user's to mend as well, wherever it is met.
+    terminal is gone and 141 that nobody reads its output any more, as `head` does not. Where the
+    output cannot be written, because the disk is full or there is none, the program does its work
+    to the end and then says so. A full disk is the user's to mend as well, wherever it is met.
 
     Args:
       main: takes the arguments that are no flags; returns the exit code, None for 0.
@@ -132,7 +135,7 @@ def run(main: Callable[[list[str]], int | None], addresses: Sequence[str] = ()) 
         output = _kept(stack, "stdout", 1)
         _kept(stack, "stderr", 2)
         _fill_descriptors()
-        app.run(guarded)
+        app.run(guarded, flags_parser=flag_parsing.parse)
 
 
 def _refuse_addresses(allowed: Sequence[str]) -> None:

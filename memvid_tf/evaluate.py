@@ -29,7 +29,9 @@ import functools
 
 from absl import flags
 
-from memvid_tf import errors
+from memvid_tf import errors, paths
+from memvid_tf.data import records
+from memvid_tf.runtime.bundle import Bundle
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string(
@@ -88,7 +90,9 @@ flags.DEFINE_string(
     "JSON of benchmarks.host: what --streaming runs at; without it, what the delay of asynchronous "
     "modes is made from. Example: benchmarks/results/host_paper.json",
 )
-flags.DEFINE_integer("latency_threads", 1, "--latency: threads of the measurement. Example: 2", 1)
+flags.DEFINE_integer(
+    "latency_threads", 1, "--latency: threads of the measurement. Example: 2", 1, 64
+)
 flags.DEFINE_enum(
     "latency_source",
     "medians",
@@ -100,6 +104,7 @@ flags.DEFINE_float(
     0.0,
     "--streaming: how long after a frame was seen its detections are looked at. Example: 33.3",
     0.0,
+    1e6,
 )
 flags.DEFINE_string("output", "", "JSON file for the results. Example: --output=results.json")
 flags.DEFINE_string(
@@ -119,6 +124,24 @@ def check_words(words) -> None:
     for word in words:
         windowed = word.partition("+")[0] in window_rollout.MODES
         (window_rollout if windowed else rollout).parse_mode(word)
+
+
+def check_paths() -> None:
+    """Raises UserError for a path that cannot be read or written, before anything is loaded."""
+    if FLAGS.bundle:
+        Bundle.load(FLAGS.bundle)
+    else:
+        paths.check_training("model_dir", FLAGS.model_dir, FLAGS.checkpoint)
+    for folder in FLAGS.ensemble_dir:
+        paths.check_training("ensemble_dir", folder)
+    if FLAGS.input_path:
+        records.read_info(FLAGS.input_path)
+    if FLAGS.latency:
+        paths.check_file("latency", FLAGS.latency, "a results file of python -m benchmarks.host")
+    if FLAGS.output:
+        paths.check_output("output", FLAGS.output)
+    if FLAGS.csv:
+        paths.check_output("csv", f"{FLAGS.csv}_classes.csv")
 
 
 def subject():
@@ -208,13 +231,14 @@ def main(argv):
         raise errors.UserError("--coco is not computed with --streaming; leave one of them out")
     if FLAGS.bundle and FLAGS.ensemble_dir:
         raise errors.UserError("--ensemble_dir names trainings; give --model_dir, not --bundle")
+    check_words(FLAGS.modes)
+    check_paths()
     from tqdm import tqdm
 
     from memvid_tf import files, provenance
     from memvid_tf.data import clips, reading, records
     from memvid_tf.evaluation import report, whole_videos
 
-    check_words(FLAGS.modes)
     what = subject()
     modes, data = what.modes(FLAGS.modes), what.data
     if what.windowed and (FLAGS.streaming or FLAGS.latency or FLAGS.matching != "plain"):

@@ -16,7 +16,7 @@ import os
 
 from absl import flags, logging
 
-from memvid_tf import errors
+from memvid_tf import errors, paths
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string(
@@ -96,6 +96,9 @@ def main(argv):
     logging.set_verbosity(logging.WARNING)
     if not FLAGS.model_dir:
         raise errors.UserError("--model_dir is missing, for example --model_dir=runs/tiny")
+    paths.check_output("model_dir", FLAGS.model_dir, folder=True)
+    for file in FLAGS.config_file:
+        paths.check_file("config_file", file, "a YAML file such as configs/interleaved_tiny.yaml")
     from memvid_tf.tasks import ended
 
     wanted = FLAGS.experiment, FLAGS.config_file, FLAGS.params_override

@@ -29,7 +29,7 @@ class Model(hyperparams.Config):
     sides: tuple[int, ...] = (320, 240)
     names: list[str] = dataclasses.field(default_factory=lambda: ["f0"])
     groups: int = 4
-    momentum: float = 0.99
+    scale: float = 0.99
     cell: str = "factored"
     limit: int | None = None
     inner: Inner = dataclasses.field(default_factory=Inner)
@@ -82,7 +82,7 @@ def test_later_ones_override_earlier_ones(tmp_path):
     model = params.task.model
     assert (model.groups, model.limit, model.cell) == (7, 2, "paper")
     assert tuple(model.sides) == (64, 32) and tuple(model.inner.ratios) == (3, 0.25)
-    assert model.momentum == 0.99 and params.trainer.train_steps == 70
+    assert model.scale == 0.99 and params.trainer.train_steps == 70
     # The defaults of the experiment are untouched.
     assert exp_factory.get_exp_config(EXPERIMENT).task.model.groups == 4
 
@@ -90,10 +90,10 @@ def test_later_ones_override_earlier_ones(tmp_path):
 @pytest.mark.parametrize(
     "pairs, value",
     [
-        ("task.model.momentum=1", 1),
-        ("task.model.momentum=.5", 0.5),
-        ("task.model.momentum=1e-3", 0.001),
-        ("task.model.momentum=-2.5E+2", -250.0),
+        ("task.model.scale=1", 1),
+        ("task.model.scale=.5", 0.5),
+        ("task.model.scale=1e-3", 0.001),
+        ("task.model.scale=-2.5E+2", -250.0),
         ("task.model.limit=null", None),
         ("task.model.limit=3", 3),
         ("task.model.sides=[1,2,3]", [1, 2, 3]),
@@ -145,8 +145,8 @@ def test_an_unknown_key_at_any_depth_is_named(tmp_path, key, known, as_yaml):
         ("task.model.groups=true", "expected int"),
         ("task.model.groups=null", "expected int"),
         ("task.model.groups=[1]", "expected int"),
-        ("task.model.momentum=abc", "expected float"),
-        ("task.model.momentum=false", "expected float"),
+        ("task.model.scale=abc", "expected float"),
+        ("task.model.scale=false", "expected float"),
         ("task.model.inner.switched_on=1", "expected bool"),
         ("task.model.inner.switched_on='true'", "expected bool"),
         ("task.model.cell=5", "expected str"),
@@ -241,7 +241,7 @@ def test_values_that_contradict_each_other_are_named():
 def test_a_saved_configuration_loads_as_it_was(tmp_path):
     pairs = (
         "task.model.sides=[1,2,3],task.model.inner.ratios=[.1,2],task.model.names=[x,'1',true_],"
-        "task.model.momentum=1e-9,task.model.missing.switched_on=true,task.model.limit=5,"
+        "task.model.scale=1e-9,task.model.missing.switched_on=true,task.model.limit=5,"
         "trainer.optimizer_config.optimizer.type=sgd,task.init_checkpoint='a: #b',"
         "trainer.optimizer_config.learning_rate.cosine.initial_learning_rate=0.00001"
     )
@@ -252,7 +252,7 @@ def test_a_saved_configuration_loads_as_it_was(tmp_path):
     assert configuration.difference(params.as_dict(), again.as_dict()) is None
     model = again.task.model
     assert isinstance(model, Model) and isinstance(model.missing, Inner)
-    assert tuple(model.sides) == (1, 2, 3) and model.momentum == 1e-9
+    assert tuple(model.sides) == (1, 2, 3) and model.scale == 1e-9
     assert list(model.names) == ["x", "1", "true_"]
     assert again.task.init_checkpoint == "a: #b"
     # It is plain YAML: tuples would have become Python objects, which no safe reader takes.

@@ -390,6 +390,22 @@ def test_a_policy_starts_the_worker_and_hears_that_it_was_busy():
     results.close()
 
 
+class F1First(FixedSchedule):
+    """Would begin with an empty memory, as a schedule of chance may."""
+
+    heard = ()
+
+    def observe(self, extractor, after, before):
+        object.__setattr__(self, "heard", (*self.heard, extractor))
+
+
+def test_the_first_frame_waits_for_f0_whatever_is_picked():
+    detector, schedule = InterleavedDetector(tiny_bundle.load()), F1First(None)
+    results = list(AsyncRunner(detector, None, schedule=schedule).run(tiny_bundle.frames(3)))
+    assert [result.memory_age_frames for result in results] == [0, 1, 2]
+    assert schedule.heard == ("f0", "f1", "f1")
+
+
 def test_a_worker_has_one_reason_to_start():
     for tau, schedule in ((None, None), (3, FixedSchedule(3))):
         with pytest.raises(ValueError, match="give one of them"):

@@ -21,7 +21,10 @@ from benchmarks.handset import golden_limit
         ("error: device offline", adb_lib.Offline, "adb reconnect"),
         ("adb: error: failed to copy 'a' to 'b': remote couldn't create file: No space left on "
          "device", adb_lib.NoSpace, "free some space"),
-        ("mkdir: '/sys/x': Permission denied", adb_lib.Denied, "--device_dir"),
+        ("error: insufficient permissions for device: udev rules?", adb_lib.NoAccess, "plugdev"),
+        ("error: device still authorizing", adb_lib.Offline, "wait a moment"),
+        ("* could not install *smartsocket* listener: in use\nerror: cannot connect to daemon",
+         adb_lib.NoServer, "adb kill-server"),
         ("error: closed", adb_lib.Disconnected, "cable"),
         ("adb: error: failed to read copy response: EOF", adb_lib.Disconnected, "cable"),
         ("error: protocol fault (couldn't read status): Connection reset by peer",
@@ -53,7 +56,9 @@ def test_sensors_are_read_where_there_are_any():
     assert phone.parse_battery("  level: 80\n  temperature: 312\n  technology: Li-ion") == 31.2
     assert phone.parse_battery("Can't find service: battery") is None
     assert phone.parse_thermal(THERMAL) == (2, {"VIRTUAL-SKIN": 31.4, "BIG": 45.25})
-    assert phone.parse_thermal(THERMAL.replace("Ready: true", "Ready: false")) == (None, {})
+    # The service knows its status without the HAL.
+    unready = "Thermal Status: 3\nCached temperatures:\nHAL Ready: false\n"
+    assert phone.parse_thermal(unready) == (3, {})
     assert phone.parse_thermal("") == (None, {})
     nothing = phone.Sensors(None, None, {}, {})
     assert nothing.missing == ["battery_c", "thermal_status", "hal_c", "clocks_khz"]
@@ -180,6 +185,15 @@ def test_every_generation_of_benchmark_model_is_read(text, average, count, init,
     assert found["reported"]["count"] == count
     times = (found["init_us"], found["warm_up_us"])
     assert times == pytest.approx((init, warm_up)) and found["delegated_nodes"] == nodes
+
+
+def test_which_delegate_took_how_many_nodes_is_said():
+    assert benchmark_model.parse(CLASSIC)["delegates"] == "GPU: completely"
+    assert benchmark_model.parse(OLDEST)["delegates"] == ""
+    assert benchmark_model.parse(LITERT)["delegates"] == "LITERT_CL: 31 of 31 nodes"
+    line = "Replacing {} out of {} node(s) with delegate ({}) node, yielding 2 partitions."
+    two = "\n".join(line.format(*words) for words in ((57, 64, "TfLiteGpu"), (5, 8, "TfLiteXNN")))
+    assert benchmark_model.delegates(two) == "TfLiteGpu: 57 of 64 nodes; TfLiteXNN: 5 of 8 nodes"
 
 
 def test_statistics_are_read_with_all_their_digits():

@@ -21,8 +21,8 @@ ALLOWED = {
         "errors", "files", "layers", "detection", "models", "runtime", "evaluation", "data",
     },
     "tasks": {
-        "errors", "files", "locks", "layers", "detection", "models", "runtime", "evaluation", "data",
-        "rl",
+        "errors", "files", "locks", "paths", "layers", "detection", "models", "runtime",
+        "evaluation", "data", "rl",
     },
     # A program that stands above what it lists.
     "models/zoo": {"errors", "layers", "models", "evaluation", "tasks"},

@@ -200,6 +200,55 @@ def test_ratios_are_those_of_the_paper():
     ]
 
 
+def test_two_bundles_of_one_precision_are_not_divided_by_each_other():
+    def schedules(subject, tau, f0, sync):
+        for name, ms in (("f0", f0), (f"sync τ={tau}", sync)):
+            setting = dataclasses.replace(SETTING, name=name, subject=subject)
+            made = measurement([ms], setting=setting)
+            yield dataclasses.replace(made, tau=None if name == "f0" else tau)
+
+    slow, fast = schedules("large int8", 9, 100, 20), schedules("small int8", 9, 10, 2)
+    assert report.ratios(schema.summaries([*slow, *fast])) == [
+        ["large: interleaved over f0 only, int8", "5.60", "5.00"],
+        ["small: interleaved over f0 only, int8", "5.60", "5.00"],
+    ]
+    taus = [*schedules("net int8", 9, 10, 2), *list(schedules("net int8", 4, 10, 4))[1:]]
+    assert [row[0::2] for row in report.ratios(schema.summaries(taus))] == [
+        ["interleaved over f0 only, int8, τ=4", "2.50"],
+        ["interleaved over f0 only, int8, τ=9", "5.00"],
+    ]
+    both = [*schedules("large int8", 9, 100, 20), *schedules("small int8", 9, 10, 2)]
+    with pytest.raises(UserError, match="results hold large int8, small int8; give results of"):
+        report.page(both, report.Accuracy("int8", {"9": 0.5}))
+
+
+def test_another_delegation_is_another_measurement(tmp_path):
+    plain = schema.Setting("phone", "net", "graph", "f0", 1, "benchmark_model")
+    gpu = dataclasses.replace(plain, flags="--use_gpu=true")
+    results = schema.Results(None, repeats(1.0, 3, setting=plain))
+    assert results.has(plain, 2, {"m": "1"}) and not results.has(gpu, 2, {"m": "1"})
+    # The driver falls back without an error: only the output tells.
+    whole = repeats(1.0, 3, setting=gpu, delegates="GPU: 64 of 64 nodes")
+    part = repeats(2.0, 3, setting=gpu, delegates="GPU: 57 of 64 nodes")
+    found = schema.summaries([*results.measurements, *whole, *part])
+    assert [summary.repeats for summary in found] == [3, 3, 3]
+    page = report.markdown([*results.measurements, *whole, *part])
+    assert "benchmark_model --use_gpu=true" in page and "f0 (GPU: 57 of 64 nodes)" in page
+    with pytest.raises(UserError, match="nothing in common.*delegated nodes"):
+        report.comparison(schema.Results(None, whole), schema.Results(None, part))
+
+
+def test_what_changed_is_refused_before_anything_is_measured(tmp_path):
+    tasks = [
+        work.Task(dataclasses.replace(SETTING, name=name), "int8", 9, {"m": now}, 1, pytest.fail)
+        for name, now in (("new", "1"), ("sync τ=9", "2"))
+    ]
+    results = schema.Results(tmp_path / "r.json", repeats(1.0, 1))
+    with pytest.raises(UserError, match="since when m changed"):
+        host.measure(tasks, PythonEngine(), 1, 0, results, {"name": "phone", "physical": True})
+    assert len(results.measurements) == 1
+
+
 def test_a_plot_shows_every_point():
     series = [
         plots.Series("curve", [0, 1, 2], [5.0, 3.5, 4.0]),

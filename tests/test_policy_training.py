@@ -180,7 +180,7 @@ def test_curves_are_written():
     [
         ({"task__model__state_channels": 16}, "task.model.state_channels is given, but"),
         ({"task__ddqn__discount": 1.0}, "ddqn.discount 1.0"),
-        ({"task__ddqn__kernel_decay": -0.1}, "ddqn.kernel_decay -0.1"),
+        ({"task__ddqn__kernel_decay": -0.1}, "ddqn.kernel_decay = -0.1"),
         ({"task__windows": 10}, "task.windows 10 is not a multiple of .*global_batch_size 3"),
         ({"task__train_data__image_size": "[64,64]"}, r"train_data.image_size is \(64, 64\)"),
         ({"task__policy__observes": "all"}, "policy.observes: 'all'"),

@@ -5,6 +5,7 @@ import pytest
 import tiny_bundle
 import tiny_patchwork
 
+from benchmarks import benchmark_model
 from benchmarks import tasks as work
 from benchmarks.engines import PythonEngine
 from benchmarks.runner import schedules
@@ -24,6 +25,29 @@ def test_every_graph_and_schedule_with_every_number_of_threads():
     assert found["sync τ=4"].setting.fps == 30.0 and found["memory/step"].setting.fps == 0.0
     assert sorted(found["f0"].hashes) == ["f0.tflite", "f1.tflite", "memory.tflite", "post.tflite"]
     assert list(found["whole model"].hashes) == ["f0.tflite"]
+
+
+def test_models_of_one_stem_have_names_of_their_own(tmp_path):
+    paths = [tmp_path / name for name in ("a/net.tflite", "b/net.tflite", "b/net.lite", "x.tflite")]
+    for path in paths:
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(path.name.encode())
+    assert work.peer_names(paths) == ["a/net.tflite", "b/net.tflite", "net.lite", "x"]
+    assert work.peer_names(paths[1:2]) == ["net"]
+    tasks = work.all_tasks([], paths, "here", "runner", work.Wish([1, 2]))
+    assert len({task.setting for task in tasks}) == 8
+    names = {task.setting.flags for task in device.foreign_tasks(
+        [], paths, "here", work.Wish([1]), paths[-1], "--use_gpu=true  --x='a b'"
+    )}  # fmt: skip
+    assert names == {"--use_gpu=true '--x=a b'"}
+
+
+@pytest.mark.parametrize(
+    "text, message", [("--x='a", "No closing quotation"), ("gpu", "'gpu' is no flag")]
+)
+def test_flags_that_are_none_are_refused(text, message):
+    with pytest.raises(UserError, match=f"--benchmark_flags.*{message}"):
+        benchmark_model.split_flags(text)
 
 
 @pytest.mark.parametrize("kind", tiny_patchwork.KINDS)

@@ -522,7 +522,7 @@ def test_overrides_that_cannot_be(tmp_path, capfd, values, words):
 
 def test_flags_that_cannot_be(tmp_path, capfd):
     flags = tiny_run.float_flags(tmp_path / "run")
-    refused(capfd, "no.yaml", "No such file", **flags | {"config_file": tmp_path / "no.yaml"})
+    refused(capfd, "no.yaml", "does not exist", **flags | {"config_file": tmp_path / "no.yaml"})
     refused(capfd, "'stray'", **flags, arguments=["stray"])
     refused(capfd, "'nets'", "interleaved", **flags | {"experiment": "nets"})
     refused(capfd, "--model_dir", **flags | {"model_dir": ""})

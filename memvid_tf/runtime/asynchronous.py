@@ -112,7 +112,8 @@ class AsyncRunner:
                 start = time.perf_counter()
                 earlier = memory
                 memory, pending, early = _collect(memory, pending)
-                wanted = schedule.pick(index) == "f0"
+                # The first frame waits for f0, whatever is picked: an empty memory shows nothing.
+                wanted = schedule.pick(index) == "f0" or memory is None
                 refresh = pending is None and wanted
                 prepared = frame
                 if not isinstance(frame, PreparedFrame):

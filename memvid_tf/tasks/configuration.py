@@ -6,7 +6,6 @@ the start, naming the key, the value and what is allowed, instead of an hour lat
 
 import dataclasses
 import os
-import re
 import types
 import typing
 from collections.abc import Sequence
@@ -18,6 +17,8 @@ from official.modeling.hyperparams import params_dict
 
 from memvid_tf import files
 from memvid_tf.errors import UserError
+from memvid_tf.tasks import yaml_text
+from memvid_tf.tasks.config_rules import check_value, short
 from memvid_tf.tasks.ended import PARAMS_FILE
 
 
@@ -61,10 +62,11 @@ def _matches(value, kind) -> bool:
 
 
 def check_overrides(config: hyperparams.Config, overrides: dict, path: str = "") -> None:
-    """Checks keys and types of overrides against the fields of a configuration.
+    """Checks keys, types and values of overrides against the fields of a configuration.
 
     Raises:
-      UserError: naming the first unknown key or wrongly typed value and what is allowed.
+      UserError: naming the first key that is unknown or not read, or a value of a wrong type or out
+        of its range, and what is allowed.
     """
     hints = {}
     if dataclasses.is_dataclass(config):
@@ -75,17 +77,17 @@ def check_overrides(config: hyperparams.Config, overrides: dict, path: str = "")
         name = f"{path}{key}"
         if key not in known:
             raise UserError(
-                f"configuration: unknown key {name!r}; known under {path or 'the top'}: "
+                f"configuration: unknown key {short(name)}; known under {path or 'the top'}: "
                 f"{', '.join(sorted(known))}"
             )
         child = getattr(config, key)
         if isinstance(child, hyperparams.Config):
             if not isinstance(value, dict):
-                raise UserError(f"configuration: {name} is a section, got {value!r}")
+                raise UserError(f"configuration: {name} is a section, got {short(value)}")
             check_overrides(child, value, f"{name}.")
         elif key in hints and not _matches(value, hints[key]):
             raise UserError(
-                f"configuration: {name} = {value!r} is a {type(value).__name__}, "
+                f"configuration: {name} = {short(value)} is a {type(value).__name__}, "
                 f"expected {_type_name(hints[key])}"
             )
         elif isinstance(value, dict) and _section(hints.get(key)):
@@ -94,44 +96,41 @@ def check_overrides(config: hyperparams.Config, overrides: dict, path: str = "")
             alternatives = sorted(set(known) - {"type"})
             if value is not None and value not in alternatives:
                 raise UserError(
-                    f"configuration: {name} = {value!r} is not one of: {', '.join(alternatives)}"
+                    f"configuration: {name} = {short(value)} is not one of: "
+                    f"{', '.join(alternatives)}"
                 )
-
-
-class _Loader(yaml.SafeLoader):
-    """Reads `1e-3` as a number, for which YAML 1.1 demands `1.0e-3`."""
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)[eE][-+]?[0-9]+$"),
-    list("-+.0123456789"),
-)
+        else:
+            check_value(config, key, value, name)
 
 
 def read_yaml(path: str) -> dict:
     """The sections of a configuration file, or UserError saying why it cannot be read."""
+    what = f"configuration file {path!r}"
     try:
         with open(path, encoding="utf-8") as file:
-            content = yaml.load(file, _Loader)
+            text = file.read(yaml_text.MOST_CHARACTERS + 1)
     except OSError as error:
-        raise UserError(f"configuration file {path!r} cannot be read: {error.strerror}") from error
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: not UTF-8, not a date
-        raise UserError(f"configuration file {path!r} is not valid YAML: {error}") from error
+        raise UserError(f"{what} cannot be read: {error.strerror}") from error
+    except ValueError as error:  # not UTF-8
+        raise UserError(f"{what} is not valid YAML: {error}") from error
+    content = yaml_text.parse(text, what, "valid YAML")
     if not isinstance(content, dict):
-        raise UserError(f"configuration file {path!r} holds no sections; see configs/")
+        raise UserError(f"{what} holds no sections; see configs/")
     return content
 
 
 def _parse_pairs(pairs: str) -> dict:
     """`a.b=1,a.c=x` as nested dictionaries."""
+    what = f"--params_override {short(pairs)}"
+    wanted = "a list of key=value pairs such as 'trainer.train_steps=100,task.seed=1'"
     try:
-        return yaml.load(params_dict.nested_csv_str_to_json_str(pairs), _Loader) or {}
-    except (ValueError, yaml.YAMLError) as error:
-        raise UserError(
-            f"--params_override {pairs!r} is not a list of key=value pairs such as "
-            f"'trainer.train_steps=100,task.seed=1': {error}"
-        ) from error
+        text = params_dict.nested_csv_str_to_json_str(pairs)
+    except RecursionError as error:
+        most = yaml_text.MOST_LEVELS
+        raise UserError(f"{what} is nested more than {most} levels deep") from error
+    except ValueError as error:
+        raise UserError(f"{what} is not {wanted}: {str(error)[:300]}") from error
+    return yaml_text.parse(text, what, wanted) or {}
 
 
 def _override(params, overrides: dict):
@@ -213,5 +212,5 @@ def difference(saved: dict, wanted: dict, path: str = "") -> str | None:
             if found:
                 return found
         elif a != b:
-            return f"{name} is {a!r} there and {b!r} here"
+            return f"{name} is {short(a)} there and {short(b)} here"
     return None

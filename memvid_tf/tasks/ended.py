@@ -5,7 +5,8 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-import yaml
+from memvid_tf.errors import UserError
+from memvid_tf.tasks import yaml_text
 
 PARAMS_FILE = "params.yaml"
 _STEPS = "trainer.train_steps"
@@ -49,18 +50,22 @@ def early_message(
       `model_dir` was trained with, or leaves the number of steps to the experiment.
     """
     try:
-        saved = yaml.safe_load((Path(model_dir) / PARAMS_FILE).read_text(encoding="utf-8"))
+        saved = _read(Path(model_dir) / PARAMS_FILE)
         asked = {}
         for file in files:
-            asked |= _leaves(yaml.safe_load(Path(file).read_text(encoding="utf-8")))
-        asked |= {key: yaml.safe_load(value) for key, value in _pairs(pairs)}
-    except (OSError, ValueError, yaml.YAMLError):  # is said when the configuration is loaded
+            asked |= _leaves(_read(Path(file)))
+        asked |= {key: yaml_text.parse(value, key, "YAML") for key, value in _pairs(pairs)}
+    except (OSError, ValueError, UserError):  # is said when the configuration is loaded
         return None
     saved, steps = _leaves(saved), asked.pop(_STEPS, None)
     same = all(key in saved and saved[key] == value for key, value in asked.items())
     if type(steps) is not int or not same or saved.get("task.name") != experiment:
         return None
     return message(model_dir, steps)
+
+
+def _read(path: Path) -> object:
+    return yaml_text.parse(path.read_text(encoding="utf-8"), str(path), "YAML")
 
 
 def _pairs(text: str) -> list[tuple[str, str]]:
