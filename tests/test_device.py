@@ -1,7 +1,6 @@
 """The way to a phone, against a real adb server and a real adbd on an emulated Pixel."""
 
 import collections
-import contextlib
 import dataclasses
 import json
 import os

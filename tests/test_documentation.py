@@ -32,7 +32,6 @@ GUIDES = (
     "configs/README.md", "export/README.md", "benchmarks/README.md", "memvid_tf/models/README.md"
 )  # fmt: skip
 PAGES = ("README.md", *GUIDES)
-OURS = ("memvid_tf", "export", "benchmarks")
 
 every_page = pytest.mark.parametrize("page", PAGES)
 

@@ -12,7 +12,6 @@ As a program it runs one of ours with that backbone, and with a fault of `benchm
 
 import atexit
 import functools
-import os
 import runpy
 import shutil
 import sys
