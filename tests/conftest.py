@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import signal
 
 import pytest
 
@@ -9,6 +10,8 @@ import memvid_tf  # noqa: F401  (says what TensorFlow may log, before that is im
 
 
 def pytest_configure(config):
+    # Whoever starts the tests with nohup would have every program of ours ignore it too.
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
     config.addinivalue_line(
         "markers", "slow: a full conversion, training or generation; CI runs it too"
     )

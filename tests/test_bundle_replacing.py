@@ -63,23 +63,27 @@ def test_a_manifest_of_another_kind_protects_its_folder(tmp_path, manifest):
         files.check_folder(tmp_path, "bundle", inventory)
 
 
-def export(*flags):
-    command = [sys.executable, "-m", "export", "--model_dir=runs/none", *flags]
+def export(model_dir, *flags):
+    command = [sys.executable, "-m", "export", f"--model_dir={model_dir}", *flags]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
 
 
 def test_the_program_refuses_before_it_begins(tmp_path):
     """Long before TensorFlow is loaded and a network converted."""
-    (tmp_path / "index.html").write_text("precious")
-    done = export(f"--output_dir={tmp_path}")
+    training, theirs = tmp_path / "training", tmp_path / "theirs"
+    training.mkdir()
+    (training / "params.yaml").write_text("")
+    theirs.mkdir()
+    (theirs / "index.html").write_text("precious")
+    done = export(training, f"--output_dir={theirs}")
     assert done.returncode == 2 and "holds index.html and no bundle of ours" in done.stderr
-    with locks.target(tmp_path / "new"):
-        done = export(f"--output_dir={tmp_path / 'new'}")
+    with locks.target(theirs / "new"):
+        done = export(training, f"--output_dir={theirs / 'new'}")
     assert done.returncode == 2 and "new' is in use by process" in done.stderr
-    done = export("--output_dir=gs://bucket/new")
+    done = export(training, "--output_dir=gs://bucket/new")
     assert done.returncode == 2 and "only local paths are supported" in done.stderr
-    assert (tmp_path / "index.html").read_text() == "precious"
-    assert [path.name for path in tmp_path.iterdir()] == ["index.html"]
+    assert (theirs / "index.html").read_text() == "precious"
+    assert [path.name for path in theirs.iterdir()] == ["index.html"]
 
 
 @pytest.mark.parametrize("older", [True, False])
