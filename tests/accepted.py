@@ -39,7 +39,7 @@ def parse(module: str, arguments: list[str]) -> Parsed:
     """Runs a program up to its `main`."""
     known, argv, left = set(flags.FLAGS), [module, *arguments], []
 
-    def run(main, argv=None):
+    def run(main, flags_parser):
         left.extend(flags.FLAGS(sys.argv)[1:])
 
     with mock.patch.object(sys, "argv", argv), mock.patch("absl.app.run", run):

@@ -10,6 +10,11 @@ def number(value: float | None, digits: int = 3) -> str:
     return "" if value is None or value != value else f"{value:.{digits}f}"
 
 
+def _table(rows: list[list], header: list[str], fmt: str) -> str:
+    # Numbers come with their digits, of which the last may be a zero.
+    return tabulate(rows, header, tablefmt=fmt, disable_numparse=True)
+
+
 def class_rows(results: dict[str, VidMapResult]) -> list[list]:
     """A table of the classes, header first: mode, class, AP."""
     return [["mode", "class", "ap"]] + [
@@ -42,7 +47,7 @@ def mode_table(modes: dict[str, dict], fmt: str = "github") -> str:
         for name, result in modes.items()
     ]
     header = ["mode", "share of f0", "mAP@.5", "slow", "medium", "fast"]
-    return tabulate(*_with_coco(rows, header, modes), tablefmt=fmt)
+    return _table(*_with_coco(rows, header, modes), fmt)
 
 
 def _with_coco(rows, header, modes):
@@ -71,7 +76,7 @@ def streaming_table(modes: dict[str, dict], fmt: str = "github") -> str:
         for name, result in modes.items()
     ]
     header = ["mode", "frames processed", "share of f0", "age ms", "streaming mAP@.5"]
-    return tabulate(rows, header, tablefmt=fmt)
+    return _table(rows, header, fmt)
 
 
 def window_table(modes: dict[str, dict], fmt: str = "github") -> str:
@@ -98,4 +103,4 @@ def window_table(modes: dict[str, dict], fmt: str = "github") -> str:
     segments = any("j" in result for result in modes.values())
     scores = ["J", "F"] if segments else ["mAP@.5", "slow", "medium", "fast"]
     header = ["mode", *scores, "max MMAC", "mean MMAC"]
-    return tabulate(*_with_coco(rows, header, modes), tablefmt=fmt)
+    return _table(*_with_coco(rows, header, modes), fmt)
