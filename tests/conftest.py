@@ -5,8 +5,11 @@ import pathlib
 import signal
 
 import pytest
+from absl import flags
 
 import memvid_tf  # noqa: F401  (says what TensorFlow may log, before that is imported)
+
+PACKAGES = ("memvid_tf", "export", "benchmarks")
 
 
 def pytest_configure(config):
@@ -25,6 +28,11 @@ def pytest_collection_modifyitems(config, items):
         shared = [name for name in ("tiny_windows", "tiny_run") if name in names]
         item.add_marker(pytest.mark.xdist_group((*shared, item.module.__name__)[0]))
     yield
+    # Programs that later tests run would meet flags of the same names.
+    defined = {flags.FLAGS.find_module_defining_flag(name) for name in flags.FLAGS}
+    programs = [module for module in defined if module.startswith(PACKAGES)]
+    if programs:
+        raise pytest.UsageError(f"import {', '.join(programs)} with flagless.program in tests")
     # Unnoticed, every process would train all that is shared.
     if config.getoption("loadgroup", False) and not all("@" in item.nodeid for item in items):
         raise pytest.UsageError("pytest-xdist does not group tests with this version of pytest")

@@ -3,7 +3,7 @@
 import importlib
 import types
 
-from absl import flags
+from absl import flags, logging  # noqa: F401  (logging defines flags that must stay)
 
 
 def program(module: str) -> types.ModuleType:

@@ -6,17 +6,18 @@ import json
 import shutil
 
 import cv2
+import flagless
 import layout_trees
 import numpy as np
 import pytest
 from PIL import Image
 
-import memvid_tf.data.__main__ as program
 from memvid_tf.data import clips, conversion, doctor, records, sharding
 from memvid_tf.data.conversion import ConversionConfig
 from memvid_tf.data.records import DatasetError
 from memvid_tf.runtime import pictures, preprocess
 
+program = flagless.program("memvid_tf.data.__main__")
 CONFIG = ConversionConfig(image_size=(24, 32), clip_frames=6, min_clip_frames=2, eval_clip_frames=4)
 RED = (220, 30, 30)
 
