@@ -13,8 +13,9 @@ PACKAGES = ("memvid_tf", "export", "benchmarks")
 
 
 def pytest_configure(config):
-    # Whoever starts the tests with nohup would have every program of ours ignore it too.
+    # With nohup, or in a shell's background, every program of ours would ignore them too.
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     config.addinivalue_line(
         "markers", "slow: a full conversion, training or generation; CI runs it too"
     )
