@@ -25,7 +25,7 @@ import yaml
 import memvid_tf  # noqa: F401  (before TensorFlow)
 from memvid_tf import locks
 from memvid_tf.data import records
-from memvid_tf.tasks import checkpoints, configuration, detection, progress, training
+from memvid_tf.tasks import checkpoints, config_rules, configuration, detection, progress, training
 
 # Traced graphs are what training runs; where a test needs several short runs and nothing of the
 # graphs, eager ones spare it the tracing.
@@ -406,8 +406,10 @@ def test_a_second_training_in_a_folder_is_refused(tmp_path, capfd):
 @pytest.mark.slow
 def test_a_loss_that_is_not_finite_ends_training_with_its_batch(tmp_path, capfd):
     rate = "trainer__optimizer_config__learning_rate__cosine__initial_learning_rate"
-    flags = tiny_run.float_flags(tmp_path, **{rate: 1e30, "trainer__steps_per_loop": 1})
-    assert tiny_run.program("memvid_tf.train", **flags, mode="train") == 2
+    every_step = dict(trainer__steps_per_loop=1, trainer__checkpoint_interval=1)
+    flags = tiny_run.float_flags(tmp_path, **{rate: 1e30, **every_step})
+    with mock.patch.dict(config_rules.RANGES, initial_learning_rate=(0, 1e30)):
+        assert tiny_run.program("memvid_tf.train", **flags, mode="train") == 2
     lines = own_lines(capfd.readouterr().err)
     assert len(lines) == 1, lines
     message = re.fullmatch(
