@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from benchmarks.runner import build, local, plan, probe, schedules
+from benchmarks.runner.plan import GIVEN
 from memvid_tf.models import zoo
 from memvid_tf.runtime import litert
 from memvid_tf.runtime.bundle import Bundle
@@ -126,10 +127,10 @@ def test_a_library_of_another_abi_is_one_line(fake_library, folder, monkeypatch)
         monkeypatch.setenv("MEMVID_FAKE", way)
         assert re.search(other + reason, refused(folder, whole))
     assert re.search(other + "LiteRT has no LiteRtCreateModelFromFd", refused(folder, older))
-    assert re.search(other + "cannot load", refused(folder, folder / "f1.tflite"))
+    assert re.search(other + "cannot load", refused(folder, folder / GIVEN / "f1.tflite"))
     assert re.search(other + "cannot load", refused(folder, "none.so"))
     left = {path.name for path in folder.iterdir()}
-    assert left == {local.PLAN, "f1.tflite"}, "the probe is left behind"
+    assert left == {local.PLAN, GIVEN.strip("/")}, "the probe is left behind"
 
 
 def test_the_probe_is_the_graph_that_its_header_holds():
@@ -202,7 +203,7 @@ def test_tables_that_point_outside_are_named(tmp_path, file, content, message):
 def test_files_that_are_none(tmp_path, folder):
     """A pipe must not be waited for, a sparse file not be read, a graph not be half there."""
     text = (folder / local.PLAN).read_text()
-    wish = "set f1.tflite:serving_default image {}\n"
+    wish = f"set {GIVEN}f1.tflite:serving_default image {{}}\n"
     os.mkfifo(folder / "pipe")
     with open(folder / "sparse", "wb") as file:
         file.truncate(1 << 36)
@@ -224,7 +225,7 @@ def test_files_that_are_none(tmp_path, folder):
 def test_damaged_graphs(tmp_path):
     """LiteRT checks little of a file: it dies of some, which is a line too."""
     local.place(job("graph"), tmp_path)
-    graph = tmp_path / "f1.tflite"
+    graph = tmp_path / GIVEN / "f1.tflite"
     whole, rng = graph.read_bytes(), random.Random(SEED)
     graph.unlink()
     damaged = [whole[:size] for size in (0, 5, 100, len(whole) // 2, len(whole) - 9)]
