@@ -43,6 +43,7 @@ setup(
         "dev": [
             "matplotlib",
             "packaging",
+            "pillow-heif",
             # xdist 3.8 cannot tell pytest 9.2 which tests share a process.
             "pytest<9.2",
             "pytest-xdist",
